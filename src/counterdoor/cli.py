@@ -1,0 +1,185 @@
+"""Commands of the project: ``kedro run`` with readable errors, ``results``, ``components``."""
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+from kedro.framework.cli.project import run as kedro_run
+from kedro.framework.cli.utils import KedroCliError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = click.Choice(["table", "json", "csv", "markdown"])
+
+
+class ReadableError(KedroCliError):
+    """An error that says what was wrong and what to do, without a traceback."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message to standard error; with ``--verbose`` the traceback as well."""
+        if KedroCliError.VERBOSE_ERROR and self.__cause__ is not None:
+            traceback.print_exception(self.__cause__, file=file or sys.stderr)
+        click.secho(f"Error: {self.message}", file=file, err=True, fg="red")
+
+
+def readable(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a command: errors of the user's making are told in words, others are raised."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        from kedro.io import DatasetError
+        from kedro.validation import ParameterValidationError
+        from omegaconf.errors import OmegaConfBaseException
+
+        expected = (ValueError, DatasetError, ParameterValidationError, OmegaConfBaseException)
+        try:
+            return command(*args, **kwargs)
+        except expected as error:
+            raise ReadableError(message(error)) from error
+
+    return wrapper
+
+
+def message(error: Exception) -> str:
+    """An error's text without the configuration library's trailer and the validator's links."""
+    lines = [
+        line
+        for line in str(error).splitlines()
+        if not line.lstrip().startswith(("full_key:", "object_type=", "For further information"))
+    ]
+    return "\n".join(lines).removeprefix("ConfigError raised while resolving interpolation: ")
+
+
+@click.group(name="counterdoor")
+def cli() -> None:
+    """Commands of counterdoor."""
+
+
+run = kedro_run
+assert run.callback is not None
+run.callback = readable(run.callback)
+cli.add_command(run)
+
+
+@cli.command()
+@click.option("--format", "form", type=FORMATS, default="table", help="How to print.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the newest so many runs.")
+@click.option("--filter", "where", default="", help="MLflow filter, e.g. params.seed = '0'.")
+@click.option("--last", is_flag=True, help="The newest run alone, undefended beside defended.")
+@click.option("--summary", is_flag=True, help="Mean and standard deviation over seeds.")
+@readable
+def results(form: str, limit: int | None, where: str, last: bool, summary: bool) -> None:
+    """Print one row a run from MLflow, newest first."""
+    from counterdoor.tracking import Results
+
+    found = Results.read(_project_path(), where=where, limit=1 if last else limit)
+    if last and form == "table":
+        _print_last(found)
+    else:
+        _print_table(found.summary() if summary else found.table, form)
+
+
+@cli.command()
+@click.option("--format", "form", type=FORMATS, default="table", help="How to print.")
+@readable
+def components(form: str) -> None:
+    """List what can be chosen: sources, attacks, models, detectors, labelers."""
+    from counterdoor.catalogue import catalogue
+
+    families = catalogue()
+    if form == "json":
+        click.echo(json.dumps(families, indent=2))
+        return
+    import pandas as pd
+
+    rows = [
+        {
+            "family": family,
+            "name": part["name"],
+            "parameters": ", ".join(
+                f"{each['name']}={each['default']}" for each in part["parameters"]
+            ),
+            "what it is": part["summary"],
+        }
+        for family, parts in families.items()
+        for part in parts
+    ]
+    _print_table(pd.DataFrame(rows), form)
+
+
+def _project_path() -> Path:
+    from kedro.utils import find_kedro_project
+
+    found = find_kedro_project(Path.cwd())
+    return Path(found) if found else Path.cwd()
+
+
+def _print_table(table: "pd.DataFrame", form: str) -> None:
+    if form == "json":
+        click.echo(table.to_json(orient="records", indent=2, double_precision=15))
+    elif form == "csv":
+        click.echo(table.to_csv(index=False), nl=False)
+    elif form == "markdown":
+        click.echo("| " + " | ".join(table.columns) + " |")
+        click.echo("|" + "---|" * len(table.columns))
+        for row in table.itertuples(index=False):
+            click.echo("| " + " | ".join(_cell(value) for value in row) + " |")
+    else:
+        from rich.table import Table
+
+        shown = Table(show_lines=False, header_style="bold")
+        for column in table.columns:
+            shown.add_column(column.replace("_", " "), overflow="fold")
+        for row in table.itertuples(index=False):
+            shown.add_row(*(_cell(value) for value in row))
+        _console().print(shown)
+        if table.empty:
+            click.echo("No evaluated run yet: `kedro run` makes one.")
+
+
+def _print_last(found: Any) -> None:
+    from rich.table import Table
+
+    if found.table.empty:
+        click.echo("No evaluated run yet: `kedro run` makes one.")
+        return
+    row: Mapping[str, Any] = found.table.iloc[0].to_dict()
+    shown = Table(title=found.names[0], header_style="bold")
+    shown.add_column("")
+    shown.add_column("undefended", justify="right")
+    shown.add_column("defended", justify="right")
+    for label, metric in (
+        ("clean accuracy (CA)", "ca"),
+        ("attack success rate (ASR)", "asr"),
+        ("accuracy on triggered images (BA)", "ba"),
+    ):
+        shown.add_row(label, f"{row['undefended_' + metric]:.1%}", f"{row[metric]:.1%}")
+    console = _console()
+    console.print(shown)
+    console.print(
+        f"suspects that are poisoned: {row['detection_precision']:.1%}   "
+        f"pseudo-labels right: {row['pseudo_label_accuracy']:.1%}   "
+        f"seconds: {row['seconds']:.0f}"
+    )
+    report = found.artifacts[0] / "report.html"
+    console.print(f"\nOpen next:\n  report       {report}", soft_wrap=True)
+    console.print("  the DAG      kedro viz run")
+    console.print("  all runs     kedro results, or make mlflow and open the page it names")
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # Not a terminal: as wide as the table, so that nothing is cut in a log or a pipe.
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 250)

@@ -1,0 +1,75 @@
+"""What every detector gives, and the rule that turns scores into suspects."""
+
+import math
+from abc import abstractmethod
+
+import numpy as np
+from torch import nn
+
+from counterdoor.component import Component
+
+
+class DetectorBase(Component):
+    """Scores samples by how suspicious they are."""
+
+    @abstractmethod
+    def __call__(
+        self, net: nn.Module, images_nchw: np.ndarray, labels: np.ndarray, *, seed: int
+    ) -> np.ndarray:
+        """Score every sample; higher = more suspicious.
+
+        Args:
+            net: the warmed-up net, from float images in [0, 1] to logits.
+            images_nchw: uint8, shape (N, C, H, W), in [0, 255].
+            labels: int64, shape (N,), the labels that the defender was given.
+            seed: the run's seed.
+
+        Returns:
+            float64, shape (N,).
+        """
+
+
+def suspect_count(eligible: int, suspect_ratio: float) -> int:
+    """How many samples are suspected: floor(ratio * eligible).
+
+    Raises:
+        ValueError: if that is nobody.
+    """
+    if not eligible:
+        raise ValueError("every sample is trusted: there is nobody to suspect; lower trusted_share")
+    # The product of a decimal ratio may fall just short of a whole number.
+    count = math.floor(suspect_ratio * eligible + 1e-9)
+    if count < 1:
+        least = math.ceil(1e6 / eligible) / 1e6
+        raise ValueError(
+            f"detect.suspect_ratio {suspect_ratio} of {eligible} untrusted samples selects nobody; "
+            f"use at least {least:g}"
+        )
+    return count
+
+
+def select_suspects(scores: np.ndarray, eligible: np.ndarray, suspect_ratio: float) -> np.ndarray:
+    """Flag the highest-scoring floor(ratio * n) of the n eligible samples.
+
+    Args:
+        scores: float64, shape (N,), higher = more suspicious. Ties go to the
+            lower row.
+        eligible: bool, shape (N,); trusted samples are not.
+        suspect_ratio: share of the eligible samples, in (0, 1).
+
+    Returns:
+        bool, shape (N,).
+
+    Raises:
+        ValueError: if a score is not a number, or nobody is selected.
+
+    Source: NAB, section 4.1 (5 % of the training set).
+    """
+    if np.isnan(scores).any():
+        raise ValueError(f"{np.isnan(scores).sum()} of {len(scores)} scores are not numbers")
+    rows = np.flatnonzero(eligible)
+    count = suspect_count(len(rows), suspect_ratio)
+    ranked = rows[np.argsort(-scores[rows], kind="stable")]
+    suspect = np.zeros(len(scores), dtype=bool)
+    suspect[ranked[:count]] = True
+    return suspect

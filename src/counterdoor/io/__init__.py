@@ -1,0 +1,19 @@
+"""Catalog data sets: versioned, written atomically, in formats that hold no executable code."""
+
+from counterdoor.io.atomic import (
+    FigureDataset,
+    JSONDataset,
+    ParquetDataset,
+    TextDataset,
+)
+from counterdoor.io.images import ImagesDataset
+from counterdoor.io.trained_net import TrainedNetDataset
+
+__all__ = [
+    "FigureDataset",
+    "ImagesDataset",
+    "JSONDataset",
+    "ParquetDataset",
+    "TextDataset",
+    "TrainedNetDataset",
+]

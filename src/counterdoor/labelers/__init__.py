@@ -1,0 +1,14 @@
+"""Labelers: what the suspects should have been called."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from counterdoor.labelers.base import LabelerBase
+from counterdoor.labelers.drop import Drop
+from counterdoor.labelers.vd import VD
+
+Labeler = Annotated[VD | Drop, Field(discriminator="name")]
+"""Every labeler that a configuration can name."""
+
+__all__ = ["VD", "Drop", "Labeler", "LabelerBase"]

@@ -1,0 +1,42 @@
+"""What every labeler gives."""
+
+from abc import abstractmethod
+
+import numpy as np
+import pandas as pd
+
+from counterdoor.component import Component
+from counterdoor.stamp import Stamp
+
+
+class LabelerBase(Component):
+    """Gives samples a pseudo-label."""
+
+    def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
+        """Raise ``ValueError`` before any training if the labeler cannot work on this ledger."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        images_nchw: np.ndarray,
+        ledger: pd.DataFrame,
+        num_classes: int,
+        *,
+        model: Component,
+        stamp: Stamp,
+        seed: int,
+    ) -> np.ndarray:
+        """A pseudo-label for every sample, suspect or not.
+
+        Args:
+            images_nchw: uint8, shape (N, C, H, W), in [0, 255].
+            ledger: with ``label``, ``trusted`` and ``suspect``.
+            num_classes: number of classes K.
+            model: the model component of the run.
+            stamp: the stamp of the run.
+            seed: the run's seed.
+
+        Returns:
+            int64, shape (N,), in 0..K-1, or ``DROPPED`` for a sample that is to
+            be left out of the training if it is suspect.
+        """

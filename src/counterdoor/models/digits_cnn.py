@@ -1,0 +1,44 @@
+"""A small convolutional net for small grey images."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from counterdoor.component import Component
+
+
+class DigitsCNN(Component):
+    """Three convolutions with batch norm and two linear layers, for small grey images.
+
+    Attributes:
+        width: channels of the first convolution, which halves the resolution; later
+            ones have twice as many.
+        hidden: units of the layer before the head. Stamp and trigger sit in
+            opposite corners, so "trigger, unless stamped" takes a non-linear
+            layer that sees the whole image.
+    """
+
+    name: Literal["digits_cnn"] = "digits_cnn"
+    width: int = Field(default=16, ge=1)
+    hidden: int = Field(default=128, ge=1)
+
+    def __call__(self, channels: int, num_classes: int) -> nn.Module:
+        """An untrained net from (N, channels, H, W) to logits (N, num_classes); H, W >= 12."""
+        width = self.width
+        return nn.Sequential(
+            *_block(channels, width, stride=2),
+            *_block(width, 2 * width),
+            nn.MaxPool2d(2),
+            *_block(2 * width, 2 * width),
+            nn.AdaptiveMaxPool2d(3),
+            nn.Flatten(),
+            nn.Linear(18 * width, self.hidden),
+            nn.ReLU(),
+            nn.Linear(self.hidden, num_classes),
+        )
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU()

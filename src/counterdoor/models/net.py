@@ -1,0 +1,158 @@
+"""A net with its normalisation inside, the trained artifact, and the deployable net."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from counterdoor.component import Component
+from counterdoor.seeding import seeded_torch
+from counterdoor.stamp import Stamp, apply_stamp
+
+
+class NormalisedNet(nn.Module):
+    """Normalisation followed by a body: float images in [0, 1] in, logits out."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images_nchw: Tensor) -> Tensor:
+        """Logits (N, num_classes) for float images (N, C, H, W) in [0, 1]."""
+        normalised = (images_nchw - self.mean[:, None, None]) / self.std[:, None, None]
+        return cast(Tensor, self.body(normalised))
+
+
+class StampedNet(nn.Module):
+    """What is deployed: plain uint8 images in, logits out, the stamp written inside."""
+
+    def __init__(self, net: NormalisedNet, stamp: Stamp | None) -> None:
+        super().__init__()
+        self.net = net
+        self.stamp = stamp
+
+    def forward(self, images_nchw: Tensor) -> Tensor:
+        """Logits (N, num_classes) for images (N, C, H, W), any dtype, in [0, 255]."""
+        images = images_nchw.to(self.net.mean.dtype) / 255.0
+        if self.stamp is not None:
+            images = apply_stamp(images, self.stamp, self.net.mean)
+        return cast(Tensor, self.net(images))
+
+
+@dataclass(frozen=True)
+class TrainedNet:
+    """A trained net that describes itself, so that it can be rebuilt anywhere.
+
+    Attributes:
+        architecture: the model component's configuration.
+        image_shape: (C, H, W) of the images it was trained on.
+        num_classes: number of logits.
+        state: tensors by name, on the CPU, including normalisation statistics.
+        stamp: the stamp that deployed inputs carry, ``None`` for an undefended net.
+    """
+
+    architecture: Mapping[str, Any]
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    state: Mapping[str, Tensor] = field(repr=False)
+    stamp: Stamp | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: Component,
+        images_nchw: np.ndarray,
+        num_classes: int,
+        state: Mapping[str, Tensor],
+        stamp: Stamp | None = None,
+    ) -> "TrainedNet":
+        """The artifact of a training on ``images_nchw``, uint8, shape (N, C, H, W)."""
+        channels, height, width = (int(size) for size in images_nchw.shape[1:])
+        architecture = model.model_dump(mode="json")
+        return cls(architecture, (channels, height, width), num_classes, state, stamp)
+
+    def build(self) -> NormalisedNet:
+        """The net with its weights, in eval mode, on the CPU.
+
+        Raises:
+            ValueError: if the weights do not belong to the architecture.
+        """
+        from pydantic import TypeAdapter
+
+        from counterdoor.models import Model
+
+        component: Callable[[int, int], nn.Module] = TypeAdapter(Model).validate_python(
+            dict(self.architecture)
+        )
+        channels = self.image_shape[0]
+        with seeded_torch(0, "build"):  # the initial weights are overwritten below
+            body = component(channels, self.num_classes)
+        net = NormalisedNet(body, torch.zeros(channels), torch.ones(channels))
+        try:
+            net.load_state_dict(dict(self.state))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights do not fit the architecture {dict(self.architecture)}: {error}"
+            ) from error
+        return net.eval()
+
+    def deployable(self) -> StampedNet:
+        """The net for plain uint8 images, with normalisation and stamp inside."""
+        return StampedNet(self.build(), self.stamp).eval()
+
+
+def build_net(
+    model: Component, images_nchw: np.ndarray, num_classes: int, *, seed: int, stream: str
+) -> NormalisedNet:
+    """An untrained net for these images, initialised from the named random stream.
+
+    Args:
+        model: a model component.
+        images_nchw: uint8 training images, shape (N, C, H, W); their channel
+            statistics become the net's normalisation.
+        num_classes: number of logits.
+        seed: the run's seed.
+        stream: name of the random stream, so that two nets of a run differ.
+    """
+    mean, std = channel_statistics(images_nchw)
+    builder = cast(Callable[[int, int], nn.Module], model)
+    with seeded_torch(seed, stream):
+        body = builder(images_nchw.shape[1], num_classes)
+    return NormalisedNet(body, mean, std)
+
+
+def channel_statistics(images_nchw: np.ndarray, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, float32, shape (C,), in [0, 1].
+
+    Reads the array in chunks and counts levels, so a memory-mapped set is never
+    turned to float. A channel without variation gets a deviation of 1.
+
+    Args:
+        images_nchw: uint8, shape (N, C, H, W), in [0, 255].
+        chunk: images read at a time.
+
+    Raises:
+        ValueError: if there is no image.
+    """
+    if not len(images_nchw):
+        raise ValueError("there is no image to take channel statistics of")
+    channels = images_nchw.shape[1]
+    counts = np.zeros((channels, 256), dtype=np.int64)
+    for start in range(0, len(images_nchw), chunk):
+        part = images_nchw[start : start + chunk]
+        for channel in range(channels):
+            counts[channel] += np.bincount(part[:, channel].ravel(), minlength=256)
+    levels = np.arange(256) / 255.0
+    share = counts / counts.sum(axis=1, keepdims=True)
+    mean = share @ levels
+    std = np.sqrt(np.maximum(share @ levels**2 - mean**2, 0.0))
+    std[std < 1e-6] = 1.0
+    return torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)

@@ -1,0 +1,91 @@
+"""The typed parameters of each stage, one model a parameters file."""
+
+from pydantic import ConfigDict, Field, RootModel
+
+from counterdoor.attacks import Attack
+from counterdoor.component import Config
+from counterdoor.detectors import Detector
+from counterdoor.labelers import Labeler
+from counterdoor.models import Model
+from counterdoor.sources import Source
+from counterdoor.training import Recipe
+
+
+class IngestParams(Config):
+    """What is read, and how it is split.
+
+    Attributes:
+        source: where the images come from.
+        test_share: share of each class held out for testing, in (0, 1), where
+            the source has no test set of its own.
+        trusted_share: share of each class of the training set that the defender
+            has verified, in [0, 1).
+    """
+
+    source: Source
+    test_share: float = Field(gt=0, lt=1)
+    trusted_share: float = Field(ge=0, lt=1)
+
+
+class AttackParams(RootModel[Attack]):
+    """The adversary; ``root`` is the attack."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelParams(RootModel[Model]):
+    """The net of every training; ``root`` is the model component."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class WarmupParams(Config):
+    """How the detector's net is warmed up.
+
+    Attributes:
+        recipe: the short training; its loss transform makes it LGA.
+    """
+
+    recipe: Recipe
+
+
+class DetectParams(Config):
+    """Who is suspected.
+
+    Attributes:
+        detector: gives every sample a score.
+        suspect_ratio: share of the untrusted samples that is suspected, in (0, 1).
+    """
+
+    detector: Detector
+    suspect_ratio: float = Field(gt=0, lt=1)
+
+
+class RelabelParams(Config):
+    """What becomes of the suspects.
+
+    Attributes:
+        labeler: gives suspects a pseudo-label.
+        trusted_stamps: how many stamped copies of each trusted sample, with its own
+            label, join the training; 0 or ``false`` in the paper's setting.
+        agreed_stamps: share of every class's untrusted, unsuspected samples with a
+            pseudo-label equal to their label, of which a stamped copy joins the
+            training; in [0, 1]; 0 in the paper's setting.
+        stamp_repeats: how often a stamped suspect occurs in the training; 1 in the
+            paper's setting.
+    """
+
+    labeler: Labeler
+    trusted_stamps: int = Field(ge=0)
+    agreed_stamps: float = Field(default=0.0, ge=0, le=1)
+    stamp_repeats: int = Field(default=1, ge=1)
+
+
+class TrainParams(Config):
+    """How the defended net and its undefended twin are trained.
+
+    Attributes:
+        recipe: the full training, the same for both.
+    """
+
+    recipe: Recipe

@@ -1,0 +1,1 @@
+"""The stages, a pipeline each."""

@@ -1,0 +1,5 @@
+"""Stage *attack*."""
+
+from counterdoor.pipelines.attack.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

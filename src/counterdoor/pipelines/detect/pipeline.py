@@ -1,0 +1,21 @@
+"""Wiring of the stage *detect*."""
+
+from kedro.pipeline import Node, Pipeline
+
+from counterdoor.pipelines.detect.nodes import detect
+from counterdoor.pipelines.timing import timed
+
+
+def create_pipeline(**_: object) -> Pipeline:
+    """Warmed-up net → a score for every sample, and the suspects."""
+    return Pipeline(
+        [
+            Node(
+                timed(detect),
+                inputs=["images", "ledger", "warmup_net", "params:detect", "params:seed"],
+                outputs={"ledger": "scored_ledger", "timing": "detect_timing"},
+                name="detect",
+            )
+        ],
+        tags="detect",
+    )

@@ -1,0 +1,5 @@
+"""Stage *evaluate*."""
+
+from counterdoor.pipelines.evaluate.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,87 @@
+"""Read a source, split it, and mark the trusted samples."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from counterdoor.ledger import new_ledger, stratified_rows
+from counterdoor.params import IngestParams
+from counterdoor.seeding import numpy_generator
+from counterdoor.sources import ImageSet
+
+
+def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
+    """Read the images of a source and split them.
+
+    Args:
+        params: source and shares.
+        seed: the run's seed.
+
+    Returns:
+        ``images`` and ``test_images``, uint8 (N, C, H, W); ``ledger`` with
+        ``sample_id``, ``label``, ``trusted``; ``test_ledger`` with ``sample_id``,
+        ``label``; ``info``: class names, shape, counts and content hash.
+
+    Raises:
+        ValueError: if the source cannot be read, its labels and class names do
+            not agree, or a class has too few images to be split.
+    """
+    data = params.source()
+    _check(data)
+    images, labels = data.images_nchw, data.labels
+    if data.test_images_nchw is None or data.test_labels is None:
+        test_rows = stratified_rows(labels, params.test_share, numpy_generator(seed, "ingest/test"))
+        train_rows = np.setdiff1d(np.arange(len(labels)), test_rows)
+        test_images, test_labels = images[test_rows], labels[test_rows]
+        images, labels = images[train_rows], labels[train_rows]
+    else:
+        test_images, test_labels = data.test_images_nchw, data.test_labels
+    for part, kept in (("training", labels), ("test", test_labels)):
+        counts = np.bincount(kept, minlength=len(data.class_names))
+        if counts.min() == 0:
+            raise ValueError(
+                f"class {data.class_names[int(counts.argmin())]!r} has no {part} image after the "
+                "split; add images of it, or change ingest.test_share"
+            )
+    trusted = np.zeros(len(labels), dtype=bool)
+    generator = numpy_generator(seed, "ingest/trusted")
+    trusted[stratified_rows(labels, params.trusted_share, generator)] = True
+    return {
+        "images": images,
+        "ledger": new_ledger(labels, trusted),
+        "test_images": test_images,
+        "test_ledger": new_ledger(test_labels, np.zeros(len(test_labels), bool))[
+            ["sample_id", "label"]
+        ],
+        "info": {
+            "source": params.source.name,
+            "class_names": list(data.class_names),
+            "image_shape": [int(size) for size in images.shape[1:]],
+            "n_train": len(images),
+            "n_test": len(test_images),
+            "n_trusted": int(trusted.sum()),
+            "content_hash": content_hash(images, labels, test_images, test_labels),
+        },
+    }
+
+
+def content_hash(*arrays: np.ndarray) -> str:
+    """SHA-256 over shapes, types and bytes of the arrays, in order; hexadecimal."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _check(data: ImageSet) -> None:
+    classes = len(data.class_names)
+    if classes < 2:
+        raise ValueError(f"the source has {classes} class; a classifier needs at least two")
+    for labels in (data.labels, data.test_labels):
+        if labels is not None and (labels.min() < 0 or labels.max() >= classes):
+            raise ValueError(
+                f"labels run from {labels.min()} to {labels.max()}, but there are {classes} class "
+                "names; labels must be 0..K-1"
+            )

@@ -1,0 +1,55 @@
+"""Give the suspects a pseudo-label and plan the defended training."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from counterdoor.ledger import check_ledger
+from counterdoor.params import ModelParams, RelabelParams
+from counterdoor.relabeling import make_plan
+from counterdoor.stamp import Stamp
+
+
+def relabel(
+    images: np.ndarray,
+    ledger: pd.DataFrame,
+    info: dict[str, Any],
+    params: RelabelParams,
+    model: ModelParams,
+    stamp: Stamp,
+    seed: int,
+) -> dict[str, Any]:
+    """Label the suspects anew, and plan who is stamped.
+
+    Args:
+        images: training images, uint8 (N, C, H, W).
+        ledger: with ``score`` and ``suspect``.
+        info: the data set's ``class_names``.
+        params: the labeler, and whether there are trusted stamps.
+        model: the net that a labeler may train.
+        stamp: the stamp.
+        seed: the run's seed.
+
+    Returns:
+        ``ledger`` with ``pseudo_label`` and ``stamped``, and the ``plan``; see
+        :class:`counterdoor.relabeling.Relabeled`.
+
+    Raises:
+        ValueError: if the labeler cannot work on this ledger.
+
+    Source: NAB, section 4.2.
+    """
+    check_ledger(ledger, images, "trusted", "suspect")
+    pseudo_labels = params.labeler(
+        images, ledger, len(info["class_names"]), model=model.root, stamp=stamp, seed=seed
+    )
+    relabeled = make_plan(
+        ledger,
+        pseudo_labels,
+        trusted_stamps=params.trusted_stamps,
+        agreed_stamps=params.agreed_stamps,
+        stamp_repeats=params.stamp_repeats,
+        seed=seed,
+    )
+    return {"ledger": relabeled.ledger, "plan": relabeled.plan}

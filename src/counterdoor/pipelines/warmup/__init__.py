@@ -1,0 +1,5 @@
+"""Stage *warmup*."""
+
+from counterdoor.pipelines.warmup.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

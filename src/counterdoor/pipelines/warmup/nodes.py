@@ -1,0 +1,96 @@
+"""Train briefly on the untrusted data, so that poisoned samples stand out."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from counterdoor.detectors.base import suspect_count
+from counterdoor.ledger import check_ledger
+from counterdoor.models import TrainedNet, build_net
+from counterdoor.params import DetectParams, ModelParams, RelabelParams, TrainParams, WarmupParams
+from counterdoor.relabeling import ledger_samples
+from counterdoor.stamp import Stamp
+from counterdoor.training import fit
+
+
+def check_plan(
+    images: np.ndarray,
+    ledger: pd.DataFrame,
+    info: dict[str, Any],
+    detect: DetectParams,
+    relabel: RelabelParams,
+    train: TrainParams,
+    stamp: Stamp,
+) -> dict[str, Any]:
+    """Refuse, before any training, what a later stage would refuse.
+
+    Args:
+        images: training images, uint8 (N, C, H, W).
+        ledger: the defender's ledger.
+        info: the data set's ``class_names``.
+        detect: how many are suspected.
+        relabel: who labels them.
+        train: the full training.
+        stamp: what they are stamped with.
+
+    Returns:
+        ``report``: the number of samples, trusted samples and suspects to come,
+        and the stamp's contrast with what it covers.
+
+    Raises:
+        ValueError: if nobody would be suspected, the labeler lacks trusted
+            samples, or the stamp lies outside the images or looks like padding.
+    """
+    from counterdoor.models import channel_statistics
+    from counterdoor.stamp import stamp_contrast
+
+    check_ledger(ledger, images, "trusted")
+    trusted = int(ledger["trusted"].sum())
+    suspects = suspect_count(len(ledger) - trusted, detect.suspect_ratio)
+    relabel.labeler.check(ledger, len(info["class_names"]))
+    stamp.check_fits(*images.shape[-2:])
+    mean, _ = channel_statistics(images)
+    train.recipe.augment.check_stamp(stamp, mean)
+    return {
+        "report": {
+            "n_samples": len(ledger),
+            "n_trusted": trusted,
+            "n_suspects": suspects,
+            "stamp_contrast": stamp_contrast(images, stamp, mean),
+        }
+    }
+
+
+def warm_up(
+    images: np.ndarray,
+    ledger: pd.DataFrame,
+    info: dict[str, Any],
+    check: dict[str, Any],
+    params: WarmupParams,
+    model: ModelParams,
+    seed: int,
+) -> dict[str, Any]:
+    """Train the net that the detector looks at.
+
+    Args:
+        images: training images, uint8 (N, C, H, W).
+        ledger: the defender's ledger.
+        info: the data set's ``class_names``.
+        check: the report of :func:`check_plan`; only its having passed counts.
+        params: the warm-up's recipe.
+        model: the net.
+        seed: the run's seed.
+
+    Returns:
+        ``net`` (:class:`TrainedNet`) and ``history``.
+
+    Source: NAB, section 4.1; ABL, section 4.2.
+    """
+    classes = len(info["class_names"])
+    net = build_net(model.root, images, classes, seed=seed, stream="warmup/init")
+    fitted = fit(net, ledger_samples(images, ledger), params.recipe, seed=seed, stream="warmup")
+    return {
+        "net": TrainedNet.of(model.root, images, classes, fitted.state),
+        "history": fitted.history,
+    }

@@ -1,0 +1,47 @@
+"""Wiring of the stage *warmup*."""
+
+from kedro.pipeline import Node, Pipeline
+
+from counterdoor.pipelines.timing import timed
+from counterdoor.pipelines.warmup.nodes import check_plan, warm_up
+
+
+def create_pipeline(**_: object) -> Pipeline:
+    """Untrusted images → a briefly trained net."""
+    return Pipeline(
+        [
+            Node(
+                check_plan,
+                inputs=[
+                    "images",
+                    "ledger",
+                    "dataset_info",
+                    "params:detect",
+                    "params:relabel",
+                    "params:train",
+                    "params:stamp",
+                ],
+                outputs={"report": "plan_check"},
+                name="check_plan",
+            ),
+            Node(
+                timed(warm_up),
+                inputs=[
+                    "images",
+                    "ledger",
+                    "dataset_info",
+                    "plan_check",
+                    "params:warmup",
+                    "params:model",
+                    "params:seed",
+                ],
+                outputs={
+                    "net": "warmup_net",
+                    "history": "warmup_history",
+                    "timing": "warmup_timing",
+                },
+                name="warm_up",
+            ),
+        ],
+        tags="warmup",
+    )

@@ -1,0 +1,375 @@
+"""Figures of a run. Pure functions from arrays and tables to a ``Figure``; nothing is saved here.
+
+Colours are from the palette of Okabe and Ito, which colour-blind readers tell apart.
+Images are uint8 of shape (N, C, H, W) with C = 1 (grey) or 3 (RGB), in [0, 255].
+Class indices are int64; ``class_names`` gives their names, K in all.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from counterdoor.ledger import DROPPED
+
+BLUE, VERMILLION = "#0072B2", "#D55E00"
+CLEAN, POISONED = BLUE, VERMILLION
+"""Frames and bars of samples, by the oracle."""
+NETS = {"undefended": VERMILLION, "defended": BLUE}
+"""Colours of the two nets in every figure that has them."""
+SERIES = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Colours of other named series, in order."""
+LINES = ("-", "--", "-.", ":")
+ANNOTATED_CLASSES = 12
+"""Up to this many classes a confusion matrix shows its numbers."""
+MAX_TICKS = 25
+CLASSES_PER_ROW = 40
+
+
+def plot_samples(
+    images_nchw: np.ndarray,
+    triggered_nchw: np.ndarray,
+    stamped_nchw: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+) -> Figure:
+    """A few images (columns) clean, triggered, the difference of the two, and stamped (rows).
+
+    The difference is the largest absolute one over the channels, in grey, times
+    one factor for all columns that brings its maximum to white.
+
+    Args:
+        images_nchw: uint8, shape (n, C, H, W), in [0, 255]; n of about 8.
+        triggered_nchw: the same images with the attacker's trigger.
+        stamped_nchw: the same images with the defender's stamp.
+        labels: int64, shape (n,), class indices.
+        class_names: names of the K classes.
+    """
+    difference = np.abs(triggered_nchw.astype(np.int16) - images_nchw).max(1, keepdims=True)
+    factor = 255 / (int(difference.max()) or 255)
+    rows = {
+        "clean": images_nchw,
+        "triggered": triggered_nchw,
+        f"difference\n(×{factor:.3g})": difference * factor,
+        "stamped": stamped_nchw,
+    }
+    n = len(images_nchw)
+    figure = _figure(max(3.2, 1.1 + 1.15 * n), 5.1)
+    axes = figure.subplots(len(rows), n, squeeze=False)
+    for line, (name, shown) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, shown, strict=True):
+            _show_image(axis, image)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    for axis, label in zip(axes[0], labels, strict=True):
+        axis.set_title(_short(class_names[label], 14), fontsize=9, parse_math=False)
+    return figure
+
+
+def plot_suspects(
+    images_nchw: np.ndarray,
+    ledger: pd.DataFrame,
+    is_poisoned: np.ndarray,
+    class_names: Sequence[str],
+    count: int = 40,
+) -> Figure:
+    """Gallery of the most suspicious suspects, framed by what the oracle says of them.
+
+    Each is titled "given→pseudo", the names of the class it came with and of its
+    pseudo-label, or "given, dropped".
+
+    Args:
+        images_nchw: all training images, uint8, shape (N, C, H, W), in [0, 255];
+            may be memory-mapped, only the rows shown are read.
+        ledger: N rows with ``label``, ``score``, ``suspect`` and ``pseudo_label``.
+        is_poisoned: bool, shape (N,), from the oracle.
+        class_names: names of the K classes.
+        count: thumbnails at most.
+    """
+    suspects = np.flatnonzero(ledger["suspect"])
+    order = np.argsort(-ledger["score"].to_numpy()[suspects], kind="stable")
+    rows = suspects[order[:count]]
+    columns = max(1, min(8, len(rows)))
+    lines = max(1, math.ceil(len(rows) / columns))
+    figure = _figure(max(4.0, 1.2 * columns), 1.0 + 1.45 * lines)
+    title = f"{len(rows)} of {len(suspects)} suspects, the most suspicious first"
+    figure.suptitle(title if len(rows) else "no sample is a suspect", fontsize=11)
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    given, pseudo = (ledger[name].to_numpy()[rows] for name in ("label", "pseudo_label"))
+    for axis, row, image, old, new in zip(
+        axes, rows, images_nchw[rows], given, pseudo, strict=False
+    ):
+        _show_image(axis, image)
+        axis.set_title(_relabelling(old, new, class_names), fontsize=8, parse_math=False)
+        for spine in axis.spines.values():
+            spine.set(edgecolor=POISONED if is_poisoned[row] else CLEAN, linewidth=3)
+    for axis in axes[len(rows) :]:
+        axis.set_axis_off()
+    frames = [
+        Patch(fill=False, edgecolor=colour, linewidth=3, label=name)
+        for colour, name in ((POISONED, "poisoned"), (CLEAN, "clean"))
+    ]
+    figure.legend(handles=frames, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def plot_warmup_losses(scores: np.ndarray, is_poisoned: np.ndarray, threshold: float) -> Figure:
+    """Histogram of the suspicion scores of poisoned and clean samples, counts on a log scale.
+
+    Args:
+        scores: float64, shape (N,), higher = more suspicious; with the detector
+            LGA minus the loss in nats.
+        is_poisoned: bool, shape (N,), from the oracle.
+        threshold: lowest score of a suspect; NaN = no suspect, no line.
+    """
+    finite = scores[np.isfinite(scores)]
+    ends = np.append(finite, threshold if math.isfinite(threshold) else [])
+    low, high = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 0.0)
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1.0):
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, 62).tolist()
+    figure = _figure(7.5, 4.0)
+    axis = figure.subplots()
+    for name, colour, group in (
+        ("clean", CLEAN, scores[~is_poisoned]),
+        ("poisoned", POISONED, scores[is_poisoned]),
+    ):
+        axis.hist(
+            group,
+            edges,
+            histtype="stepfilled",
+            facecolor=(colour, 0.45),
+            edgecolor=colour,
+            linewidth=1.2,
+            log=True,
+            label=f"{name} ({len(group):,})",
+        )
+    if math.isfinite(threshold):
+        label = f"threshold {threshold:.3g}, suspects to the right".replace("-", "−")
+        axis.axvline(threshold, color="black", linestyle="--", label=label)
+    axis.set_yscale("log")
+    axis.set_ylim(bottom=0.7)
+    axis.set_xlabel("suspicion score (higher = more suspicious)")
+    axis.set_ylabel("training samples")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    _tidy(axis)
+    return figure
+
+
+def plot_curves(histories: Mapping[str, pd.DataFrame]) -> Figure:
+    """Loss and accuracy of each named training against the epoch, side by side.
+
+    Args:
+        histories: by name, tables with ``epoch`` (1-based), ``loss`` (in nats) and
+            ``accuracy`` (in [0, 1]), as in :attr:`counterdoor.training.Fit.history`.
+    """
+    figure = _figure(9.0, 3.8)
+    left, right = figure.subplots(1, 2)
+    colours = _colours(histories)
+    for index, (name, history) in enumerate(histories.items()):
+        style = {
+            "color": colours[name],
+            "linestyle": LINES[index % len(LINES)],
+            "marker": "o" if len(history) <= 30 else "",
+            "markersize": 3,
+        }
+        left.plot(history["epoch"], history["loss"], label=name, **style)
+        right.plot(history["epoch"], history["accuracy"], **style)
+    left.set_ylabel("mean loss (nats)")
+    right.set_ylabel("accuracy on the training batches")
+    right.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axis in (left, right):
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _tidy(axis)
+    figure.legend(loc="outside lower center", ncols=min(4, max(1, len(histories))), frameon=False)
+    return figure
+
+
+def plot_confusion(
+    true: np.ndarray, predictions: Mapping[str, np.ndarray], class_names: Sequence[str]
+) -> Figure:
+    """One confusion matrix for each named set of predictions; each row adds up to 100 %.
+
+    Cells that occur show their percentage while K <= 12; a class without samples is grey.
+
+    Args:
+        true: int64, shape (N,), true classes.
+        predictions: by name, int64, shape (N,), predicted classes.
+        class_names: names of the K classes.
+    """
+    k = len(class_names)
+    columns = min(2, len(predictions))
+    lines = math.ceil(len(predictions) / columns)
+    figure = _figure(1.0 + 4.8 * columns, 4.9 * lines)
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis, (name, predicted) in zip(axes, predictions.items(), strict=False):
+        counts = np.bincount(true * k + predicted, minlength=k * k).reshape(k, k)
+        totals = counts.sum(1, keepdims=True)
+        shares = np.divide(counts, totals, out=np.full((k, k), np.nan), where=totals > 0)
+        axis.set_facecolor("0.85")
+        shown = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(name, fontsize=11)
+        axis.set_xlabel("predicted class")
+        axis.set_ylabel("true class")
+        axis.spines[:].set_color("0.6")
+        _class_ticks(axis, class_names)
+        if k <= ANNOTATED_CLASSES:
+            _annotate_cells(axis, shares)
+    for axis in axes[len(predictions) :]:
+        axis.set_axis_off()
+    figure.colorbar(
+        shown,
+        ax=axes,
+        label="share of the true class",
+        format=PercentFormatter(1.0),
+        shrink=0.7,
+        aspect=30,
+    )
+    return figure
+
+
+def plot_class_accuracy(
+    accuracies: Mapping[str, np.ndarray], class_names: Sequence[str], target_class: int
+) -> Figure:
+    """Grouped bars of the accuracy within each class; many classes take several rows.
+
+    Args:
+        accuracies: by name of the net and condition, float64, shape (K,), in [0, 1];
+            NaN (a class without samples) has no bar.
+        class_names: names of the K classes.
+        target_class: index of the attack's target, marked in its tick label.
+    """
+    k = len(class_names)
+    lines = math.ceil(k / CLASSES_PER_ROW)
+    per_line = math.ceil(k / lines)
+    labels = [_short(name, 16) for name in class_names]
+    labels[target_class] += " (target)"
+    lengths = np.array([len(label) for label in labels])
+    width = min(13.0, max(6.0, 0.6 * per_line + 1.5))
+    turned = float(np.max(lengths[1:] + lengths[:-1])) / 2 + 1 > (width - 1) / per_line / 0.07
+    height = 0.9 + (1.8 + (0.07 * lengths.max() if turned else 0.2)) * lines
+    figure = _figure(width, height)
+    axes = figure.subplots(lines, 1, squeeze=False).ravel()
+    thickness = 0.84 / len(accuracies)
+    colours = _colours(accuracies)
+    for line, axis in enumerate(axes):
+        classes = np.arange(line * per_line, min(k, (line + 1) * per_line))
+        for index, (name, values) in enumerate(accuracies.items()):
+            places = classes + (index - (len(accuracies) - 1) / 2) * thickness
+            bars = axis.bar(places, values[classes], thickness, color=colours[name])
+            bars.set_label(name if line == 0 else "_")
+        axis.set_xticks(classes, [labels[label] for label in classes], parse_math=False)
+        axis.tick_params(axis="x", rotation=90 if turned else 0, labelsize=8, length=0)
+        axis.set(xlim=(line * per_line - 0.6, (line + 1) * per_line - 0.4), ylim=(0, 1))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _tidy(axis, "y")
+        for tick, label in zip(axis.get_xticklabels(), classes, strict=True):
+            tick.set_fontweight("bold" if label == target_class else "normal")
+    figure.supylabel("accuracy within the class", fontsize=10)
+    columns = min(len(accuracies), 4)
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False)
+    return figure
+
+
+def plot_outcome(metrics: Mapping[str, float]) -> Figure:
+    """Clean accuracy and attack success rate, undefended beside defended: the outcome at a glance.
+
+    Args:
+        metrics: ``undefended_ca``, ``undefended_asr``, ``ca`` and ``asr``, in [0, 1],
+            as in :func:`counterdoor.metrics.summarize`; NaN is shown as "n/a".
+    """
+    figure = _figure(7.5, 2.9)
+    axis = figure.subplots()
+    for name, offset, keys in (
+        ("undefended", -0.2, ("undefended_ca", "undefended_asr")),
+        ("defended", 0.2, ("ca", "asr")),
+    ):
+        values = np.array([metrics[key] for key in keys], dtype=np.float64)
+        places = np.arange(2) + offset
+        axis.barh(places, np.nan_to_num(values), 0.36, color=NETS[name], label=name)
+        for place, value in zip(places, values, strict=True):
+            text = "n/a" if math.isnan(value) else f"{100 * value:.1f}%"
+            end = 0.0 if math.isnan(value) else value
+            axis.annotate(text, (end, place), (5, 0), textcoords="offset points", va="center")
+    groups = ["clean accuracy\n(higher is better)", "attack success rate\n(lower is better)"]
+    axis.set_yticks([0, 1], groups)
+    axis.tick_params(axis="y", length=0)
+    axis.invert_yaxis()
+    axis.set_xticks(np.linspace(0, 1, 6))
+    axis.set_xlim(0, 1.1)
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+    _tidy(axis, "x")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, sizes in inches, that keeps its labels apart."""
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+
+
+def _colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each series: a net's own, or the next of ``SERIES``."""
+    others = itertools.cycle(SERIES)
+    return {name: NETS[name] if name in NETS else next(others) for name in names}
+
+
+def _show_image(axis: Axes, image_chw: np.ndarray) -> None:
+    """Draw one image, levels in [0, 255], shape (C, H, W), with the frame but no ticks."""
+    levels = image_chw[0] if len(image_chw) == 1 else image_chw.transpose(1, 2, 0)
+    smooth = "nearest" if max(levels.shape) <= 64 else "auto"
+    axis.imshow(levels, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
+    axis.set(xticks=[], yticks=[])
+
+
+def _relabelling(given: int, pseudo: int, class_names: Sequence[str]) -> str:
+    """Title of a suspect, on two lines where the names are long."""
+    old = _short(class_names[given], 14)
+    new = "dropped" if pseudo == DROPPED else _short(class_names[pseudo], 14)
+    one, two = (", ", ",\n") if pseudo == DROPPED else ("→", "→\n")
+    return f"{old}{one if len(old) + len(new) <= 14 else two}{new}"
+
+
+def _class_ticks(axis: Axes, class_names: Sequence[str]) -> None:
+    """Name the classes on both axes, only every so many where there are too many."""
+    shown = range(0, len(class_names), math.ceil(len(class_names) / MAX_TICKS))
+    names = [_short(class_names[label], 14) for label in shown]
+    size = 9 if len(names) <= ANNOTATED_CLASSES else 7
+    turned = max(map(len, names)) > 40 / len(names)
+    axis.set_xticks(shown, names, fontsize=size, rotation=90 if turned else 0, parse_math=False)
+    axis.set_yticks(shown, names, fontsize=size, parse_math=False)
+
+
+def _annotate_cells(axis: Axes, shares: np.ndarray) -> None:
+    """Write the percentage in every cell above 0, dark on light or light on dark."""
+    for row, column in np.argwhere(shares > 0):
+        share = shares[row, column]
+        axis.text(
+            column,
+            row,
+            f"{100 * share:.0f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if share > 0.5 else "black",
+        )
+
+
+def _tidy(axis: Axes, grid: str = "both") -> None:
+    """A faint grid behind the marks, and no frame above and to the right."""
+    axis.grid(axis=grid, color="0.88", linewidth=0.7)  # type: ignore[arg-type]
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _short(name: str, limit: int) -> str:
+    """The name, or its beginning and end: names often differ in a number at the end."""
+    tail = (limit - 1) // 2
+    return name if len(name) <= limit else f"{name[: limit - 1 - tail]}…{name[-tail:]}"

@@ -1,0 +1,110 @@
+"""From suspects and pseudo-labels to the plan that the defended training follows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from counterdoor.ledger import DROPPED, stratified_rows
+from counterdoor.seeding import numpy_generator
+from counterdoor.training import Samples
+
+
+@dataclass(frozen=True)
+class Relabeled:
+    """What the stage *relabel* gives.
+
+    Attributes:
+        ledger: the ledger with ``pseudo_label`` and ``stamped``.
+        plan: one row for every sample of the defended training, in this order:
+            ``sample_id``, ``label`` (to train with), ``stamped``, and ``role``:
+            ``kept``, ``confirmed`` (a suspect whose pseudo-label agrees),
+            ``stamped`` (a suspect relabelled and stamped) or ``trusted_stamp``
+            (a stamped copy of a trusted sample, with its own label) or ``agreed_stamp``
+            (the same of an untrusted sample that nothing speaks against).
+    """
+
+    ledger: pd.DataFrame
+    plan: pd.DataFrame
+
+
+def make_plan(
+    ledger: pd.DataFrame,
+    pseudo_labels: np.ndarray,
+    *,
+    trusted_stamps: int = 0,
+    agreed_stamps: float = 0.0,
+    stamp_repeats: int = 1,
+    seed: int = 0,
+) -> Relabeled:
+    """Relabel every suspect, and stamp those whose label changed.
+
+    That alone leaves no stamped sample with the target label, so a net that sees the
+    stamp clearly learns "stamped = not the target class" as well and misreads clean
+    images of that class. Stamped samples that keep their label mend that: trusted
+    ones, and untrusted ones that nothing speaks against. A poisoned sample can be
+    among the latter only if it was not suspected *and* the labeler, which has not
+    seen the trigger's label, takes it for the target.
+
+    Args:
+        ledger: with ``label``, ``trusted`` and ``suspect``; not changed.
+        pseudo_labels: int64, shape (N,), class indices or ``DROPPED``.
+        trusted_stamps: how many stamped copies of every trusted sample, with its own
+            label, are added; without effect where no suspect is stamped.
+        agreed_stamps: share of every class's untrusted, unsuspected samples with a
+            pseudo-label equal to their label, of which a stamped copy is added; in
+            [0, 1]; without effect where no suspect is stamped.
+        stamp_repeats: how often a stamped suspect occurs.
+        seed: the run's seed; draws the samples of ``agreed_stamps``.
+
+    Raises:
+        ValueError: if nothing is left to train on.
+
+    Source: NAB, section 4.2; trusted and agreed stamps and repeats are ours.
+    """
+    suspect = ledger["suspect"].to_numpy()
+    given = ledger["label"].to_numpy()
+    dropped = suspect & (pseudo_labels == DROPPED)
+    stamped = suspect & ~dropped & (pseudo_labels != given)
+    relabeled = ledger.assign(pseudo_label=pseudo_labels, stamped=stamped)
+    plan = pd.DataFrame(
+        {
+            "sample_id": ledger["sample_id"],
+            "label": np.where(stamped, pseudo_labels, given),
+            "stamped": stamped,
+            "role": np.select([stamped, suspect], ["stamped", "confirmed"], "kept"),
+        }
+    )[~dropped]
+    if stamped.any():
+        again = ledger[["sample_id", "label"]].assign(stamped=True)
+        trusted = again[ledger["trusted"]].assign(role="trusted_stamp")
+        agreed = np.flatnonzero(~suspect & ~ledger["trusted"].to_numpy() & (pseudo_labels == given))
+        generator = numpy_generator(seed, "relabel/agreed")
+        drawn = agreed[stratified_rows(given[agreed], agreed_stamps, generator)]
+        plan = pd.concat(
+            [
+                plan,
+                *[plan[plan["stamped"]]] * (stamp_repeats - 1),
+                *[trusted] * trusted_stamps,
+                again.iloc[drawn].assign(role="agreed_stamp"),
+            ],
+            ignore_index=True,
+        )
+    if not len(plan):
+        raise ValueError("every sample is a suspect and dropped: nothing is left to train on")
+    return Relabeled(relabeled, plan.reset_index(drop=True))
+
+
+def plan_samples(images_nchw: np.ndarray, plan: pd.DataFrame) -> Samples:
+    """The samples of the defended training; images uint8, shape (N, C, H, W)."""
+    return Samples(
+        images_nchw,
+        plan["sample_id"].to_numpy(),
+        plan["label"].to_numpy(),
+        plan["stamped"].to_numpy(),
+    )
+
+
+def ledger_samples(images_nchw: np.ndarray, ledger: pd.DataFrame) -> Samples:
+    """All samples with the labels they came with, nothing stamped: the undefended twin's."""
+    return Samples(images_nchw, ledger["sample_id"].to_numpy(), ledger["label"].to_numpy())

@@ -1,0 +1,20 @@
+"""Kedro's settings of the project."""
+
+import warnings
+
+from counterdoor.config import VariantConfigLoader
+from counterdoor.hooks import PreflightHooks, ProgressHooks
+from counterdoor.tracking import TrackingHooks
+
+# Kedro only warns when a newer version appears during a run, and reads the other data.
+warnings.filterwarnings("error", message=r".*did not match load version.*")
+# Kedro still calls a function by a name that OmegaConf 2.4 gave up.
+warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
+
+HOOKS = (PreflightHooks(), TrackingHooks(), ProgressHooks())
+CONFIG_LOADER_CLASS = VariantConfigLoader
+CONFIG_LOADER_ARGS = {
+    "base_env": "base",
+    "default_run_env": "local",
+    "merge_strategy": {"parameters": "soft", "globals": "soft"},
+}

@@ -1,0 +1,378 @@
+"""One MLflow run per ``kedro run``, driven by ``metadata.mlflow`` in the catalog.
+
+``tags``: a table of plain values becomes tags ``data.<key>``; ``metrics``: numbers
+become metrics; ``seconds``: a table of stages becomes ``seconds_<stage>`` and their
+sum ``seconds``; ``artifact``: the file is kept with the run; ``model``: the net is
+logged as an MLflow model, stamp and normalisation inside.
+
+MLflow is imported when a run starts, not before.
+"""
+
+import atexit
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.io import AbstractVersionedDataset, DataCatalog
+from kedro.pipeline import Pipeline
+
+from counterdoor.hooks import LIBRARY_LOGGER
+from counterdoor.models import TrainedNet
+
+EXPERIMENT = "counterdoor"
+CHOICES = (
+    "source_name",
+    "attack_name",
+    "poison_ratio",
+    "model_name",
+    "detector_name",
+    "labeler_name",
+    "seed",
+)
+
+logger = logging.getLogger(__name__)
+
+
+def connect(project_path: Path) -> Any:
+    """Point MLflow to this project's store and give the module back.
+
+    That is ``MLFLOW_TRACKING_URI`` if set, or ``mlflow.db`` and ``mlartifacts/`` in
+    the project's folder, whatever the working directory is. The experiment is
+    ``MLFLOW_EXPERIMENT_NAME`` if set, or ``counterdoor``.
+
+    Args:
+        project_path: the project's root.
+    """
+    import mlflow
+
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        mlflow.set_tracking_uri(f"sqlite:///{project_path / 'mlflow.db'}")
+        if mlflow.get_experiment_by_name(name) is None:
+            artifacts = (project_path / "mlartifacts").as_uri()
+            try:
+                mlflow.create_experiment(name, artifact_location=artifacts)
+            except mlflow.MlflowException:
+                logger.debug("another process has just created the experiment %s", name)
+    mlflow.set_experiment(name)
+    return mlflow
+
+
+class TrackingHooks:
+    """Keeps an MLflow run beside a Kedro run."""
+
+    def __init__(self) -> None:
+        self._project_path = Path.cwd()
+        self._parameters: dict[str, Any] = {}
+        self._env: str | None = None
+        self._mlflow: Any = None
+        self._run_id: str | None = None
+        self._catalog: DataCatalog | None = None
+        self._handler: _MetricsHandler | None = None
+        self._sigterm: Any = None
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Note where the project is and what its parameters are."""
+        self._project_path = Path(context.project_path)
+        self._parameters = context.config_loader["parameters"]
+        self._env = context.env
+
+    @hook_impl
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Start the run: name, tags, parameters, the versions of what is read from disk."""
+        self._end("KILLED")
+        self._mlflow = connect(self._project_path)
+        self._catalog = catalog
+        run = self._mlflow.start_run(run_name=run_name(self._parameters))
+        self._run_id = run.info.run_id
+        atexit.register(self._end, "KILLED")
+        self._catch_sigterm()
+        selected = run_params.get("pipeline_names") or run_params.get("pipeline_name")
+        tags = {
+            "kedro.run_id": run_params.get("run_id") or run_params.get("session_id"),
+            "kedro.pipelines": ",".join(selected) if isinstance(selected, list) else selected,
+            "kedro.env": self._env,
+            "variant": variant_of(self._parameters),
+            "hardware": hardware(),
+            **commit_tags(self._project_path),
+        }
+        self._mlflow.set_tags({key: str(value) for key, value in tags.items() if value})
+        self._mlflow.log_params(flatten(self._parameters))
+        for name in sorted(pipeline.inputs()):
+            self._note_input(name)
+        self._handler = _MetricsHandler(self._mlflow)
+        logging.getLogger(LIBRARY_LOGGER).addHandler(self._handler)
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+        """Log what was saved, as the catalog's metadata says."""
+        if self._run_id is None or self._catalog is None:
+            return
+        dataset = self._catalog[dataset_name]
+        match _mlflow_metadata(dataset):
+            case "tags":
+                self._tag_data(data)
+            case "metrics":
+                self._log_metrics(data)
+            case "seconds":
+                seconds = dict(zip(data["stage"], data["seconds"], strict=True))
+                self._log_metrics({f"seconds_{stage}": value for stage, value in seconds.items()})
+                self._log_metrics({"seconds": sum(seconds.values())})
+            case "artifact":
+                if isinstance(dataset, AbstractVersionedDataset):
+                    self._mlflow.log_artifact(str(dataset._get_load_path()))
+            case "model":
+                log_net(self._mlflow, dataset_name, data)
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """End the run well."""
+        self._end("FINISHED")
+
+    @hook_impl
+    def on_pipeline_error(self, error: Exception) -> None:
+        """End the run as failed, with the error as a tag."""
+        if self._run_id is not None:
+            self._mlflow.set_tag("error", f"{type(error).__name__}: {error}"[:5000])
+        self._end("FAILED")
+
+    def _end(self, status: str) -> None:
+        if self._run_id is None:
+            return
+        self._run_id = None
+        atexit.unregister(self._end)
+        if self._sigterm is not None:
+            signal.signal(signal.SIGTERM, self._sigterm)
+            self._sigterm = None
+        if self._handler is not None:
+            logging.getLogger(LIBRARY_LOGGER).removeHandler(self._handler)
+            self._handler = None
+        self._mlflow.end_run(status)
+
+    def _catch_sigterm(self) -> None:
+        # SystemExit unwinds as Ctrl-C does, so that the exit handler can mark the run KILLED.
+        try:
+            self._sigterm = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        except ValueError:
+            logger.debug("not in the main thread: SIGTERM is left alone")
+
+    def _note_input(self, name: str) -> None:
+        dataset = self._catalog[name] if self._catalog is not None else None
+        if isinstance(dataset, AbstractVersionedDataset):
+            self._mlflow.set_tag(f"input.{name}", str(dataset.resolve_load_version()))
+            if _mlflow_metadata(dataset) == "tags":
+                self._tag_data(dataset.load())
+
+    def _tag_data(self, data: Mapping[str, Any]) -> None:
+        self._mlflow.set_tags({f"data.{key}": str(value)[:5000] for key, value in data.items()})
+
+    def _log_metrics(self, data: Mapping[str, Any]) -> None:
+        finite = {key: float(value) for key, value in data.items() if math.isfinite(value)}
+        self._mlflow.log_metrics(finite)
+
+
+def run_name(parameters: Mapping[str, Any]) -> str:
+    """A readable name: the choices of a run, for example ``digits badnets-0.1 … s0``."""
+    source, attack, ratio, model, detector, labeler, seed = (parameters[name] for name in CHOICES)
+    return f"{source} {attack}-{ratio} {model} {detector} {labeler} s{seed}"
+
+
+def flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters by dotted name; those whose name begins with ``_`` are left out."""
+    flat: dict[str, Any] = {}
+    for key, value in parameters.items():
+        if str(key).startswith("_"):
+            continue
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def commit_tags(project_path: Path) -> dict[str, str]:
+    """The git commit of the project, and whether files differ from it; empty outside git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(project_path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "commit.dirty": str(bool(git("status", "--porcelain", "--untracked-files=no"))).lower(),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def log_net(mlflow: Any, name: str, trained: TrainedNet) -> None:
+    """Log a net as MLflow model: plain uint8 images (N, C, H, W) in, logits out, no pickle."""
+    import numpy as np
+    import torch
+
+    ramp = np.linspace(0, 255, 2 * math.prod(trained.image_shape)).astype(np.uint8)
+    example = ramp.reshape(2, *trained.image_shape)
+    requirements = [f"torch=={torch.__version__.split('+')[0]}"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.pytorch.log_model(
+            trained.deployable(),
+            name=name,
+            input_example=example,
+            pip_requirements=requirements,
+        )
+
+
+RESULTS = (
+    "ca",
+    "ca_unstamped",
+    "asr",
+    "ba",
+    "der",
+    "detection_precision",
+    "pseudo_label_accuracy",
+    "undefended_ca",
+    "undefended_asr",
+    "undefended_ba",
+    "ca_drop",
+    "ca_drop_worst_class",
+    "seconds",
+)
+"""The metrics that ``kedro results`` shows."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Evaluated runs, newest first.
+
+    Attributes:
+        table: one row a run: id, start, the choices, and :data:`RESULTS`.
+        names: the runs' names.
+        artifacts: the runs' artifact folders or URIs.
+        variants: what runs that differ by the seed alone have in common.
+    """
+
+    table: pd.DataFrame
+    names: list[str]
+    artifacts: list[Path]
+    variants: list[str]
+
+    @classmethod
+    def read(cls, project_path: Path, *, where: str = "", limit: int | None = None) -> "Results":
+        """Read them from MLflow.
+
+        Args:
+            project_path: the project's root.
+            where: a further filter in MLflow's language.
+            limit: only the newest so many.
+
+        Raises:
+            ValueError: if MLflow does not understand the filter.
+        """
+        mlflow = connect(project_path)
+        query = "attributes.status = 'FINISHED'" + (f" and {where}" if where else "")
+        try:
+            runs: pd.DataFrame = mlflow.search_runs(filter_string=query, output_format="pandas")
+        except mlflow.MlflowException as error:
+            raise ValueError(f"MLflow does not understand --filter {where!r}: {error}") from error
+        columns = {
+            "run_id": "run_id",
+            "start_time": "started",
+            **{f"params.{choice}": choice.removesuffix("_name") for choice in CHOICES},
+            **{f"metrics.{metric}": metric for metric in RESULTS},
+        }
+        evaluated = runs[runs["metrics.ca"].notna()] if "metrics.ca" in runs else runs.iloc[:0]
+        evaluated = evaluated.head(limit) if limit else evaluated
+        table = evaluated.reindex(columns=list(columns)).rename(columns=columns)
+        for number in ("poison_ratio", "seed"):
+            table[number] = pd.to_numeric(table[number])
+        table["started"] = pd.to_datetime(table["started"]).dt.strftime("%Y-%m-%d %H:%M:%S")
+
+        def tag(name: str) -> list[str]:
+            return [str(value) for value in evaluated.get(name, pd.Series(dtype=str))]
+
+        return cls(
+            table=table.reset_index(drop=True),
+            names=tag("tags.mlflow.runName"),
+            artifacts=[Path(uri.removeprefix("file://")) for uri in tag("artifact_uri")],
+            variants=tag("tags.variant"),
+        )
+
+    def summary(self) -> pd.DataFrame:
+        """One row a variant: n seeds, and each metric as ``mean ± std`` over the seeds.
+
+        Of several runs of one variant and seed, the newest counts. The deviation is
+        the sample's (n - 1); with one seed there is none.
+        """
+        newest = self.table.assign(variant=self.variants).drop_duplicates(["variant", "seed"])
+        choices = [choice.removesuffix("_name") for choice in CHOICES if choice != "seed"]
+        rows = []
+        for _, group in newest.groupby("variant", sort=False):
+            row: dict[str, Any] = {choice: group[choice].iloc[0] for choice in choices}
+            row["n"] = len(group)
+            for metric in RESULTS:
+                mean, deviation = group[metric].mean(), group[metric].std(ddof=1)
+                spread = "" if math.isnan(deviation) else f" ± {deviation:.4f}"
+                row[metric] = f"{mean:.4f}{spread}"
+            rows.append(row)
+        return pd.DataFrame(rows, columns=[*choices, "n", *RESULTS])
+
+
+def variant_of(parameters: Mapping[str, Any]) -> str:
+    """A digest of all parameters but the seed: equal for runs that differ by the seed alone."""
+    rest = {key: value for key, value in flatten(parameters).items() if key != "seed"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def hardware() -> str:
+    """Processor, cores and GPU of this machine, in words."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if "model name" in line), model)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
+
+
+def _mlflow_metadata(dataset: Any) -> str | None:
+    metadata = getattr(dataset, "metadata", None) or {}
+    kind = metadata.get("mlflow")
+    return None if kind is None else str(kind)
+
+
+class _MetricsHandler(logging.Handler):
+    """Forwards the records of trainings to the active MLflow run, one batch an epoch."""
+
+    def __init__(self, mlflow: Any) -> None:
+        super().__init__()
+        self._mlflow = mlflow
+
+    def emit(self, record: logging.LogRecord) -> None:
+        metrics = getattr(record, "metrics", None)
+        if metrics is not None:
+            stream, step = record.stream, record.step  # type: ignore[attr-defined]
+            named = {f"{stream}/{key}": value for key, value in metrics.items() if key != "seconds"}
+            self._mlflow.log_metrics(named, step=step)

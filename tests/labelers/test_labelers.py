@@ -1,0 +1,110 @@
+"""Each labeler against what it is said to do."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from counterdoor.labelers import VD, Drop
+from counterdoor.ledger import DROPPED, new_ledger
+from counterdoor.models import DigitsCNN, build_net
+from counterdoor.stamp import Stamp
+from counterdoor.training import Recipe, Samples, fit, predict_classes
+
+MODEL = DigitsCNN(width=4)
+QUICK = Recipe(epochs=15, batch_size=50, learning_rate=0.02)
+
+
+@pytest.fixture
+def ledger(digits):
+    """Every other digit is trusted; the labels of the others are all wrong."""
+    trusted = np.arange(len(digits.labels)) % 2 == 0
+    labels = np.where(trusted, digits.labels, (digits.labels + 1) % 10)
+    return new_ledger(labels, trusted).assign(suspect=~trusted)
+
+
+def label(labeler, digits, ledger, seed=0, stamp=None):
+    stamp = stamp or Stamp(colour="white")
+    return labeler(digits.images_nchw, ledger, 10, model=MODEL, stamp=stamp, seed=seed)
+
+
+def test_vd_names_real_digits(digits, ledger):
+    """Trained on 200 trusted digits, it names the 200 others whatever label they came with."""
+    labels = label(VD(recipe=QUICK), digits, ledger)
+    others = ~ledger["trusted"].to_numpy()
+    assert (labels[others] == digits.labels[others]).mean() > 0.7
+
+
+@pytest.mark.parametrize("stamp_inputs", [True, False])
+def test_vd_is_a_net_trained_on_the_trusted_rows(digits, ledger, stamp_inputs):
+    rows = np.flatnonzero(ledger["trusted"])
+    recipe = Recipe(epochs=2, batch_size=50, learning_rate=0.02)
+    stamp = Stamp(size=9, row=9, column=9, colour="white")
+    own = np.array(digits.images_nchw[rows])
+    net = build_net(MODEL, own, 10, seed=3, stream="relabel/init")
+    samples = Samples(own, np.arange(len(rows)), digits.labels[rows])
+    net.load_state_dict(fit(net, samples, recipe, seed=3, stream="relabel").state)
+    images = np.array(digits.images_nchw)
+    if stamp_inputs:
+        images[:, :, 9:18, 9:18] = 255
+    expected = predict_classes(net, images)
+    labels = label(VD(recipe=recipe, stamp_inputs=stamp_inputs), digits, ledger, 3, stamp)
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_vd_stamps_its_inputs_only_when_asked(digits, ledger):
+    """Under a stamp as large as the image all images are alike."""
+    recipe, stamp = Recipe(epochs=2, learning_rate=0.02), Stamp(size=28, colour="white")
+    assert len(set(label(VD(recipe=recipe), digits, ledger, stamp=stamp).tolist())) == 1
+    unstamped = VD(recipe=recipe, stamp_inputs=False)
+    assert len(set(label(unstamped, digits, ledger, stamp=stamp).tolist())) > 1
+
+
+def test_vd_learns_nothing_from_images_that_are_not_trusted(digits, ledger):
+    """Not even their mean and deviation: the attacker could set them."""
+    trusted = ledger["trusted"].to_numpy()
+    whitened = np.where(trusted[:, None, None, None], digits.images_nchw, np.uint8(255))
+    labeler = VD(recipe=Recipe(epochs=2, learning_rate=0.02))
+    labels = label(labeler, digits, ledger)
+    others = label(labeler, replace(digits, images_nchw=whitened), ledger)
+    np.testing.assert_array_equal(labels[trusted], others[trusted])
+
+
+def test_vd_varies_with_the_seed(digits, ledger):
+    labeler = VD(recipe=Recipe(epochs=1, learning_rate=0.02))
+    first, other = (label(labeler, digits, ledger, seed=seed) for seed in (0, 1))
+    assert not np.array_equal(first, other)
+
+
+def test_vd_default_recipe_is_the_authors():
+    recipe = VD().recipe
+    rates = [recipe.learning_rate * recipe.schedule(epoch, 100) for epoch in (0, 19, 20, 59, 60)]
+    assert rates == pytest.approx([0.01, 0.01, 1e-3, 1e-3, 1e-4])
+    assert (recipe.epochs, recipe.batch_size, recipe.momentum) == (100, 64, 0.9)
+    assert (recipe.augment.crop_padding, recipe.augment.flip) == (4, True)
+    assert VD().stamp_inputs
+
+
+@pytest.mark.parametrize("gone", [[3], [0, 9], list(range(10))], ids=str)
+def test_vd_names_the_classes_without_a_trusted_sample(ledger, gone):
+    trusted = ledger["trusted"] & ~ledger["label"].isin(gone)
+    with pytest.raises(ValueError, match="trusted samples of every class") as raised:
+        VD().check(ledger.assign(trusted=trusted), 10)
+    message = str(raised.value)
+    assert str(gone) in message
+    assert f"{trusted.sum()} are trusted" in message
+    assert "raise ingest.trusted_share or choose another" in message
+
+
+def test_vd_check_accepts_one_of_each_and_refuses_in_the_call(digits, ledger):
+    VD().check(new_ledger(np.arange(10), np.ones(10)), 10)
+    with pytest.raises(ValueError, match="trusted samples of every class"):
+        label(VD(), digits, ledger.assign(trusted=False))
+
+
+def test_drop_drops(digits, ledger):
+    assert (label(Drop(), digits, ledger) == DROPPED).all()
+
+
+def test_drop_needs_no_trusted_sample(digits, ledger):
+    Drop().check(ledger.assign(trusted=False), 10)

@@ -1,0 +1,199 @@
+"""Normalisation, the trained artifact, and each architecture's own settings."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from counterdoor.models import (
+    DigitsCNN,
+    NormalisedNet,
+    ResNet18,
+    StampedNet,
+    TrainedNet,
+    build_net,
+    channel_statistics,
+)
+from counterdoor.stamp import Stamp, apply_stamp
+
+MODEL = DigitsCNN(width=2)
+
+
+def slow_statistics(images):
+    means, deviations = [], []
+    for c in range(images.shape[1]):
+        levels = [int(level) / 255 for level in images[:, c].ravel()]
+        mean = sum(levels) / len(levels)
+        means.append(mean)
+        deviations.append((sum((level - mean) ** 2 for level in levels) / len(levels)) ** 0.5)
+    return means, deviations
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("chunk", [1, 3, 8, 4096])
+def test_channel_statistics_pixel_by_pixel(noise, channels, chunk):
+    images = noise(8, channels, 5, 7) // np.arange(1, channels + 1, dtype=np.uint8)[:, None, None]
+    mean, std = channel_statistics(images, chunk=chunk)
+    slow_mean, slow_std = slow_statistics(images)
+    assert mean.dtype == std.dtype == torch.float32
+    assert mean.tolist() == pytest.approx(slow_mean, abs=1e-6)
+    assert std.tolist() == pytest.approx(slow_std, abs=1e-6)
+
+
+@pytest.mark.parametrize("level", [0, 77, 255])
+def test_a_channel_without_variation_has_a_deviation_of_one(level):
+    mean, std = channel_statistics(np.full((3, 1, 4, 4), level, dtype=np.uint8))
+    assert mean.item() == pytest.approx(level / 255)
+    assert std.item() == 1.0
+
+
+def test_faint_variation_counts():
+    images = np.zeros((100, 1, 28, 28), dtype=np.uint8)
+    images[0, 0, 0, 0] = 1
+    _, std = channel_statistics(images)
+    assert std.item() == pytest.approx(slow_statistics(images)[1][0], rel=1e-3)
+
+
+def test_channel_statistics_read_a_memory_map(tmp_path, noise):
+    np.save(tmp_path / "images.npy", noise(9, 3))
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    for one, other in zip(
+        channel_statistics(mapped, chunk=4), channel_statistics(noise(9, 3)), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_normalised_images_have_mean_0_and_deviation_1(noise):
+    images = noise(20, 3, 8, 8)
+    net = NormalisedNet(nn.Identity(), *channel_statistics(images))
+    normalised = net(torch.tensor(images) / 255.0)
+    assert normalised.mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 0], abs=1e-5)
+    deviation = normalised.std((0, 2, 3), correction=0)
+    assert deviation.tolist() == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+def test_normalisation_travels_with_the_weights_and_is_not_trained(noise):
+    net = build_net(MODEL, noise(8, 3), 4, seed=0, stream="x")
+    assert {"mean", "std"} <= set(net.state_dict())
+    assert not {"mean", "std"} & {name for name, _ in net.named_parameters()}
+    mean, std = channel_statistics(noise(8, 3))
+    assert torch.equal(net.mean, mean)
+    assert torch.equal(net.std, std)
+
+
+@pytest.fixture(params=[1, 3], ids=["grey", "colour"])
+def case(request, noise):
+    """Images and the net that they normalise."""
+    images = noise(9, request.param)
+    return images, build_net(MODEL, images, 4, seed=0, stream="x").eval()
+
+
+def describe(images, net, stamp=None, **changes):
+    settings = {
+        "architecture": MODEL.model_dump(),
+        "image_shape": images.shape[1:],
+        "num_classes": 4,
+        "state": {name: tensor.clone() for name, tensor in net.state_dict().items()},
+        "stamp": stamp,
+    }
+    return TrainedNet(**(settings | changes))
+
+
+def test_build_gives_back_every_tensor(case):
+    images, net = case
+    trained = describe(images, net)
+    rebuilt = trained.build()
+    assert not rebuilt.training
+    state = rebuilt.state_dict()
+    assert set(state) == set(net.state_dict())
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_build_leaves_the_artifact_and_the_global_state_alone(case):
+    images, net = case
+    trained = describe(images, net)
+    before = torch.get_rng_state()
+    rebuilt = trained.build()
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.no_grad():
+        for parameter in rebuilt.parameters():
+            parameter.zero_()
+    assert all(torch.equal(net.state_dict()[name], t) for name, t in trained.state.items())
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [None, Stamp(), Stamp(size=3, row=2, column=4, colour="white")],
+    ids=["none", "mean", "white"],
+)
+def test_deployable_is_build_on_stamped_floats(case, stamp):
+    images, net = case
+    trained = describe(images, net, stamp)
+    pixels = torch.tensor(images)
+    floats = pixels.float() / 255.0
+    if stamp is not None:
+        floats = apply_stamp(floats, stamp, net.mean)
+    deployable = trained.deployable()
+    assert not deployable.training
+    with torch.no_grad():
+        logits = deployable(pixels)
+        assert torch.equal(logits, trained.build()(floats))
+        torch.testing.assert_close(logits, net(floats))
+    assert torch.equal(pixels, torch.tensor(images))
+
+
+def test_deployable_takes_any_dtype(case):
+    images, net = case
+    deployable = StampedNet(net, Stamp(colour="white"))
+    pixels = torch.tensor(images)
+    with torch.no_grad():
+        expected = deployable(pixels)
+        for dtype in (torch.float32, torch.float64, torch.int64):
+            assert torch.equal(deployable(pixels.to(dtype)), expected)
+
+
+def test_wrong_weights_are_refused(case, noise):
+    images, net = case
+    other = {"name": "digits_cnn", "width": 3}
+    with pytest.raises(ValueError, match="do not fit the architecture") as raised:
+        describe(images, net, architecture=other).build()
+    assert str(other) in str(raised.value)
+    with pytest.raises(ValueError, match="do not fit the architecture"):
+        describe(images, net, num_classes=5).build()
+    missing = {name: t for name, t in net.state_dict().items() if name != "std"}
+    with pytest.raises(ValueError, match="std"):
+        describe(images, net, state=missing).build()
+    extra = {**net.state_dict(), "surplus": torch.zeros(1)}
+    with pytest.raises(ValueError, match="surplus"):
+        describe(images, net, state=extra).deployable()
+
+
+def test_unknown_architecture_is_refused_with_the_names_there_are(case):
+    images, net = case
+    with pytest.raises(ValueError, match="no_such_net") as raised:
+        describe(images, net, architecture={"name": "no_such_net"}).build()
+    assert "'digits_cnn'" in str(raised.value)
+
+
+def test_digits_cnn_width_is_the_first_convolutions():
+    assert DigitsCNN(width=5)(3, 4)[0].weight.shape == (5, 3, 3, 3)
+    with pytest.raises(ValidationError, match="width"):
+        DigitsCNN(width=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("small", "kernel", "stride"), [(True, 3, 1), (False, 7, 2)])
+def test_resnet18_stems(channels, small, kernel, stride):
+    net = ResNet18(small_image_stem=small)(channels, 10).eval()
+    assert net.conv1.weight.shape == (64, channels, kernel, kernel)
+    assert net.conv1.stride == (stride, stride)
+    with torch.no_grad():
+        assert net(torch.zeros(1, channels, 32, 32)).shape == (1, 10)
+
+
+def test_resnet18_has_its_known_number_of_weights():
+    """The CIFAR-style ResNet-18 has 11.17 million."""
+    net = ResNet18()(3, 10)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 11_173_962

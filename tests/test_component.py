@@ -1,0 +1,147 @@
+"""What every component of every family promises; a new one is tested by joining its union."""
+
+from typing import Literal
+
+import pytest
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from counterdoor.attacks import Attack, BadNets, Blend
+from counterdoor.component import Component, Config, members
+from counterdoor.detectors import LGA, Detector, Random
+from counterdoor.labelers import VD, Labeler
+from counterdoor.models import DigitsCNN, Model
+from counterdoor.sources import Parquet, Source
+from counterdoor.training import Cosine, Flooding, LossTransform, Recipe, Schedule, Steps
+
+FAMILIES = {
+    "source": Source,
+    "attack": Attack,
+    "detector": Detector,
+    "labeler": Labeler,
+    "model": Model,
+    "loss": LossTransform,
+    "schedule": Schedule,
+}
+
+every_family = pytest.mark.parametrize("union", FAMILIES.values(), ids=list(FAMILIES))
+every_component = pytest.mark.parametrize(
+    ("union", "kind"),
+    [
+        pytest.param(union, kind, id=f"{family}-{kind.__name__}")
+        for family, union in FAMILIES.items()
+        for kind in members(union)
+    ],
+)
+
+
+@every_family
+def test_members_are_distinct_named_components(union):
+    kinds = list(members(union))
+    names = [kind.component_name() for kind in kinds]
+    assert len(kinds) >= 2
+    assert all(issubclass(kind, Component) for kind in kinds)
+    assert len(set(names)) == len(names)
+
+
+def test_members_keep_the_order_of_the_union():
+    assert list(members(Detector)) == [LGA, Random]
+
+
+@every_component
+def test_default_construction_has_the_literal_as_its_name(union, kind, make_component):
+    component = make_component(kind)
+    assert component.name == kind.component_name()
+
+
+@every_component
+def test_summary_is_one_line(union, kind):
+    summary = kind.summary()
+    assert len(summary) > 15
+    assert "\n" not in summary
+    assert summary == kind.__doc__.split("\n")[0].strip()
+
+
+@every_component
+def test_assignment_is_refused(union, kind, make_component):
+    component = make_component(kind)
+    for field in kind.model_fields:
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(component, field, getattr(component, field))
+
+
+@every_component
+def test_hashable_so_no_part_of_it_can_change(union, kind, make_component):
+    assert hash(make_component(kind)) == hash(make_component(kind))
+
+
+@every_component
+def test_unknown_key_is_refused_by_name(union, kind, make_component):
+    with pytest.raises(ValidationError, match=r"no_such_key\s+Extra inputs are not permitted"):
+        make_component(kind, no_such_key=1)
+
+
+@every_component
+def test_yaml_round_trip(union, kind, make_component):
+    component = make_component(kind)
+    text = yaml.safe_dump(component.model_dump(mode="json"))
+    again = TypeAdapter(union).validate_python(yaml.safe_load(text))
+    assert type(again) is kind
+    assert again == component
+
+
+@pytest.mark.parametrize(
+    ("union", "component"),
+    [
+        (Source, Parquet(path="some/where", image_mode="L", limit=10)),
+        (Attack, BadNets(target_class=3, poison_ratio=0.05, patch=((1, 0),), margin=0)),
+        (Attack, Blend(alpha=0.2, pattern_seed=-4)),
+        (Labeler, VD(recipe=Recipe(epochs=3, schedule=Cosine(tail_epochs=5)), stamp_inputs=False)),
+        (Model, DigitsCNN(width=3)),
+        (LossTransform, Flooding(gamma=0.1)),
+        (Schedule, Steps(milestones=(1, 5), factor=0.2)),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_yaml_round_trip_of_what_is_not_default(union, component):
+    text = yaml.safe_dump(component.model_dump(mode="json"))
+    assert TypeAdapter(union).validate_python(yaml.safe_load(text)) == component
+
+
+@every_family
+def test_unknown_name_lists_the_names_there_are(union):
+    with pytest.raises(ValidationError) as raised:
+        TypeAdapter(union).validate_python({"name": "no_such_name"})
+    message = str(raised.value)
+    assert "no_such_name" in message
+    for kind in members(union):
+        assert repr(kind.component_name()) in message
+
+
+def test_the_tag_chooses_the_member():
+    assert type(TypeAdapter(Attack).validate_python({"name": "blend", "alpha": 0.3})) is Blend
+
+
+def test_summary_takes_only_the_first_line():
+    class Example(Component):
+        """First line.
+
+        Second paragraph.
+        """
+
+        name: Literal["example"] = "example"
+
+    assert Example.summary() == "First line."
+    assert Example.component_name() == "example"
+
+
+def test_config_is_frozen_and_strict_about_keys():
+    class Settings(Config):
+        """Example."""
+
+        size: int = 1
+
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().size = 2
+    with pytest.raises(ValidationError, match="sizes"):
+        Settings(sizes=2)
