@@ -8,6 +8,10 @@ from torch import nn
 from counterdoor.component import Component
 
 
+GRID = 7
+"""Cells a side of the last feature map; a 28x28 image has just as many."""
+
+
 class DigitsCNN(Component):
     """Three convolutions with batch norm and two linear layers, for small grey images.
 
@@ -16,7 +20,7 @@ class DigitsCNN(Component):
             ones have twice as many.
         hidden: units of the layer before the head. Stamp and trigger sit in
             opposite corners, so "trigger, unless stamped" takes a non-linear
-            layer that sees the whole image.
+            layer that sees the whole image, and sees each corner by itself.
     """
 
     name: Literal["digits_cnn"] = "digits_cnn"
@@ -31,9 +35,9 @@ class DigitsCNN(Component):
             *_block(width, 2 * width),
             nn.MaxPool2d(2),
             *_block(2 * width, 2 * width),
-            nn.AdaptiveMaxPool2d(3),
+            nn.AdaptiveMaxPool2d(GRID),
             nn.Flatten(),
-            nn.Linear(18 * width, self.hidden),
+            nn.Linear(2 * width * GRID**2, self.hidden),
             nn.ReLU(),
             nn.Linear(self.hidden, num_classes),
         )
