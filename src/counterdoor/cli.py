@@ -74,8 +74,11 @@ cli.add_command(run)
 @click.option("--filter", "where", default="", help="MLflow filter, e.g. params.seed = '0'.")
 @click.option("--last", is_flag=True, help="The newest run alone, undefended beside defended.")
 @click.option("--summary", is_flag=True, help="Mean and standard deviation over seeds.")
+@click.option("--columns", default="", help="Only these columns, separated by commas.")
 @readable
-def results(form: str, limit: int | None, where: str, last: bool, summary: bool) -> None:
+def results(
+    form: str, limit: int | None, where: str, last: bool, summary: bool, columns: str
+) -> None:
     """Print one row a run from MLflow, newest first."""
     from counterdoor.tracking import Results
 
@@ -83,7 +86,12 @@ def results(form: str, limit: int | None, where: str, last: bool, summary: bool)
     if last and form == "table":
         _print_last(found)
     else:
-        _print_table(found.summary() if summary else found.table, form)
+        table = found.summary() if summary else found.table
+        names = [str(name) for name in table.columns]
+        wanted = [name.strip() for name in columns.split(",") if name.strip()] or names
+        if unknown := [name for name in wanted if name not in names]:
+            raise ValueError(f"no column {', '.join(unknown)}; there are {', '.join(names)}")
+        _print_table(table[wanted], form)
 
 
 @cli.command()

@@ -270,12 +270,14 @@ class Results:
         names: the runs' names.
         artifacts: the runs' artifact folders or URIs.
         variants: what runs that differ by the seed alone have in common.
+        parameters: all logged parameters, a row a run, as text.
     """
 
     table: pd.DataFrame
     names: list[str]
     artifacts: list[Path]
     variants: list[str]
+    parameters: pd.DataFrame
 
     @classmethod
     def read(cls, project_path: Path, *, where: str = "", limit: int | None = None) -> "Results":
@@ -316,26 +318,41 @@ class Results:
             names=tag("tags.mlflow.runName"),
             artifacts=[Path(uri.removeprefix("file://")) for uri in tag("artifact_uri")],
             variants=tag("tags.variant"),
+            parameters=evaluated.filter(regex=r"^params\.")
+            .rename(columns=lambda name: name.removeprefix("params."))
+            .reset_index(drop=True),
         )
 
     def summary(self) -> pd.DataFrame:
         """One row a variant: n seeds, and each metric as ``mean ± std`` over the seeds.
 
         Of several runs of one variant and seed, the newest counts. The deviation is
-        the sample's (n - 1); with one seed there is none.
+        the sample's (n - 1); with one seed there is none. Rates are in percent.
+        ``differs_in`` names the parameters, besides the choices, that tell apart
+        variants of the same choices.
         """
-        newest = self.table.assign(variant=self.variants).drop_duplicates(["variant", "seed"])
         choices = [choice.removesuffix("_name") for choice in CHOICES if choice != "seed"]
+        newest = self.table.assign(variant=self.variants).drop_duplicates(["variant", "seed"])
+        parameters = self.parameters.loc[newest.index].drop(columns="seed", errors="ignore")
+        same_choices = [newest[choice] for choice in choices]
+        counts = parameters.fillna("").groupby(same_choices, dropna=False).nunique()
+        differing = [name for name in parameters if counts[name].max() > 1]
         rows = []
         for _, group in newest.groupby("variant", sort=False):
             row: dict[str, Any] = {choice: group[choice].iloc[0] for choice in choices}
+            first = parameters.loc[group.index[0]]
+            row["differs_in"] = ", ".join(f"{name}={first[name]}" for name in differing)
             row["n"] = len(group)
-            for metric in RESULTS:
-                mean, deviation = group[metric].mean(), group[metric].std(ddof=1)
-                spread = "" if math.isnan(deviation) else f" ± {deviation:.4f}"
-                row[metric] = f"{mean:.4f}{spread}"
+            row |= {metric: _spread(group[metric], metric) for metric in RESULTS}
             rows.append(row)
-        return pd.DataFrame(rows, columns=[*choices, "n", *RESULTS])
+        return pd.DataFrame(rows, columns=[*choices, "differs_in", "n", *RESULTS])
+
+
+def _spread(values: pd.Series, metric: str) -> str:
+    scale, digits, unit = (1.0, 0, "") if metric == "seconds" else (100.0, 1, "%")
+    mean, deviation = scale * values.mean(), scale * values.std(ddof=1)
+    spread = "" if math.isnan(deviation) else f" ± {deviation:.{digits}f}"
+    return f"{mean:.{digits}f}{spread}{unit}"
 
 
 def variant_of(parameters: Mapping[str, Any]) -> str:

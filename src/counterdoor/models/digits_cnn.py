@@ -7,7 +7,6 @@ from torch import nn
 
 from counterdoor.component import Component
 
-
 GRID = 7
 """Cells a side of the last feature map; a 28x28 image has just as many."""
 
