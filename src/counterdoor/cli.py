@@ -16,6 +16,9 @@ from kedro.framework.cli.utils import KedroCliError
 if TYPE_CHECKING:
     import pandas as pd
 
+WIDE = ("started", "undefended_ba", "ca_drop", "ca_drop_worst_class")
+"""Columns that the printed table leaves out unless asked for."""
+
 FORMATS = click.Choice(["table", "json", "csv", "markdown"])
 
 
@@ -88,7 +91,8 @@ def results(
     else:
         table = found.summary() if summary else found.table
         names = [str(name) for name in table.columns]
-        wanted = [name.strip() for name in columns.split(",") if name.strip()] or names
+        shown = [name for name in names if form != "table" or name not in WIDE]
+        wanted = [name.strip() for name in columns.split(",") if name.strip()] or shown
         if unknown := [name for name in wanted if name not in names]:
             raise ValueError(f"no column {', '.join(unknown)}; there are {', '.join(names)}")
         _print_table(table[wanted], form)
@@ -145,6 +149,8 @@ def _print_table(table: "pd.DataFrame", form: str) -> None:
         shown = Table(show_lines=False, header_style="bold")
         for column in table.columns:
             shown.add_column(column.replace("_", " "), overflow="fold")
+        if "run_id" in table:
+            table = table.assign(run_id=table["run_id"].str[:8])
         for row in table.itertuples(index=False):
             shown.add_row(*(_cell(value) for value in row))
         _console().print(shown)

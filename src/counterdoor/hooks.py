@@ -20,7 +20,7 @@ LIBRARY_LOGGER = "counterdoor.training"
 class PreflightHooks:
     """Refuse a run before its first node, if it could not end well."""
 
-    @hook_impl
+    @hook_impl(tryfirst=True)  # so that a refused run leaves no trace in tracking
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
@@ -82,7 +82,9 @@ class ProgressHooks:
         """Start to show the trainings of a node."""
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._handler = _BarHandler()
-            logging.getLogger(LIBRARY_LOGGER).addHandler(self._handler)
+            training = logging.getLogger(LIBRARY_LOGGER)
+            training.addHandler(self._handler)
+            training.propagate = False  # the bar says what the console's lines would
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
@@ -96,7 +98,9 @@ class ProgressHooks:
 
     def _stop(self) -> None:
         if self._handler is not None:
-            logging.getLogger(LIBRARY_LOGGER).removeHandler(self._handler)
+            training = logging.getLogger(LIBRARY_LOGGER)
+            training.removeHandler(self._handler)
+            training.propagate = True
             self._handler.close()
             self._handler = None
 

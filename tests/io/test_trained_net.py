@@ -1,0 +1,172 @@
+"""Trained nets on disk: the same logits after a round trip, and no code in the file."""
+
+import json
+import pickle
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from kedro.io import DatasetError, Version
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from counterdoor.io import TrainedNetDataset
+from counterdoor.models import DigitsCNN, ResNet18, TrainedNet, build_net
+from counterdoor.stamp import Stamp
+
+SAVED = "2024-01-01T00.00.01.000Z"
+STAMPS = [None, Stamp(size=3, row=1, column=2, colour="white"), Stamp(colour=(0.25,)), Stamp()]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return TrainedNetDataset(
+        filepath=str(tmp_path / "net.safetensors"), version=Version(None, SAVED)
+    )
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "net.safetensors" / SAVED / "net.safetensors"
+
+
+def net_of(images, stamp=None, model=None, classes=4):
+    model = model or DigitsCNN(width=3, hidden=5)
+    net = build_net(model, images, classes, seed=3, stream="x")
+    return TrainedNet.of(model, images, classes, net.state_dict(), stamp)
+
+
+def logits(trained, images):
+    with torch.inference_mode():
+        return trained.deployable()(torch.tensor(images))
+
+
+@pytest.mark.parametrize("stamp", STAMPS, ids=["none", "white", "levels", "mean"])
+def test_round_trip(dataset, noise, stamp):
+    trained = net_of(noise(9), stamp)
+    dataset.save(trained)
+    loaded = dataset.load()
+    assert isinstance(loaded, TrainedNet)
+    assert loaded.architecture == trained.architecture
+    assert loaded.image_shape == trained.image_shape == (1, 12, 12)
+    assert isinstance(loaded.image_shape, tuple)
+    assert loaded.num_classes == 4
+    assert loaded.stamp == stamp
+    assert set(loaded.state) == set(trained.state)
+    for name, tensor in trained.state.items():
+        assert loaded.state[name].dtype == tensor.dtype
+        assert torch.equal(loaded.state[name], tensor)
+    assert torch.equal(logits(loaded, noise(9)), logits(trained, noise(9)))
+
+
+@pytest.mark.parametrize(
+    "model", [DigitsCNN(width=2), ResNet18(), ResNet18(small_image_stem=False)]
+)
+def test_every_architecture_comes_back(dataset, noise, model):
+    images = noise(4, 3, 32, 32)
+    trained = net_of(images, model=model, classes=7)
+    dataset.save(trained)
+    loaded = dataset.load()
+    assert loaded.architecture == model.model_dump(mode="json")
+    assert torch.equal(logits(loaded, images), logits(trained, images))
+
+
+def test_channels_last_tensors(dataset, noise):
+    images = noise(9, 3)
+    trained = net_of(images)
+    state = {
+        name: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+        for name, tensor in trained.state.items()
+    }
+    assert not all(tensor.is_contiguous() for tensor in state.values())
+    dataset.save(replace(trained, state=state))
+    assert torch.equal(logits(dataset.load(), images), logits(trained, images))
+
+
+def test_tensors_that_are_not_contiguous_or_share_memory(dataset, noise):
+    images = noise(9, 3)
+    trained = net_of(images)
+    state = {
+        name: torch.stack([tensor, torch.full_like(tensor, 9)], dim=-1)[..., 0]
+        for name, tensor in trained.state.items()
+    }
+    both = torch.cat([trained.state["mean"], trained.state["std"]])
+    state |= {"mean": both[:3], "std": both[3:]}
+    assert not all(tensor.is_contiguous() for tensor in state.values())
+    dataset.save(replace(trained, state=state))
+    assert torch.equal(logits(dataset.load(), images), logits(trained, images))
+
+
+def test_saving_leaves_the_net_as_it_was(dataset, noise):
+    trained = net_of(noise(9), Stamp())
+    before = {name: tensor.clone() for name, tensor in trained.state.items()}
+    dataset.save(trained)
+    assert all(torch.equal(trained.state[name], tensor) for name, tensor in before.items())
+
+
+def test_the_same_net_gives_the_same_bytes(tmp_path, noise):
+    contents = []
+    for name in ("one.safetensors", "other.safetensors"):
+        path = tmp_path / name
+        TrainedNetDataset(filepath=str(path)).save(net_of(noise(9), Stamp()))
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_the_file_is_a_table_of_tensors_and_a_description(dataset, file, noise):
+    trained = net_of(noise(9), Stamp(colour="white"))
+    dataset.save(trained)
+    content = file.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    described = json.loads(header.pop("__metadata__")["counterdoor"])
+    assert described == {
+        "architecture": {"name": "digits_cnn", "width": 3, "hidden": 5},
+        "image_shape": [1, 12, 12],
+        "num_classes": 4,
+        "stamp": {"size": 2, "row": 0, "column": 0, "colour": "white"},
+    }
+    assert set(header) == set(trained.state)
+    # Every byte behind the header is a tensor's, so there is no room for anything else.
+    assert max(entry["data_offsets"][1] for entry in header.values()) == len(content) - 8 - size
+    covered = sum(end - start for start, end in (e["data_offsets"] for e in header.values()))
+    assert covered == len(content) - 8 - size
+    with pytest.raises(pickle.UnpicklingError):
+        pickle.loads(content)
+
+
+def test_a_foreign_safetensors_file_is_refused(dataset, file):
+    file.parent.mkdir(parents=True)
+    save_file({"weight": torch.zeros(2)}, file)
+    with pytest.raises(DatasetError, match="cannot be read") as caught:
+        dataset.load()
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stamp": {"size": -1}},
+        {"num_classes": None, "unknown": 3},
+        {"stamp": {"colour": "green"}},
+    ],
+)
+def test_a_description_that_was_changed_by_hand_is_refused(dataset, file, noise, change):
+    dataset.save(net_of(noise(9), Stamp()))
+    with safe_open(file, framework="pt") as opened:
+        header = json.loads(opened.metadata()["counterdoor"])
+        state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file(state, file, {"counterdoor": json.dumps(header | change)})
+    with pytest.raises(DatasetError, match="cannot be read"):
+        dataset.load()
+
+
+def test_predictions_do_not_depend_on_the_batch(dataset, noise):
+    images = noise(11)
+    dataset.save(net_of(images, Stamp(colour="white")))
+    loaded = dataset.load()
+    one_by_one = torch.cat([logits(loaded, images[i : i + 1]) for i in range(11)])
+    torch.testing.assert_close(logits(loaded, images), one_by_one, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(one_by_one.numpy()).all()

@@ -1,0 +1,294 @@
+"""The wiring: what is registered, where everything is stored, and who may read what."""
+
+from collections import defaultdict
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from kedro.framework.project import configure_project
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+from kedro.io import AbstractVersionedDataset, MemoryDataset
+
+import counterdoor.io
+from counterdoor.config import STAGES
+from counterdoor.pipeline_registry import register_pipelines
+
+pytestmark = pytest.mark.filterwarnings(
+    # Kedro's own call of a function that OmegaConf 2.4 renamed.
+    "ignore:register_new_resolver",
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+ORDER = ["ingest", "attack", "warmup", "detect", "relabel", "train", "evaluate"]
+FOLDERS = {
+    "ingest": "01_raw",
+    "attack": "02_intermediate",
+    "warmup": "06_models",
+    "detect": "07_model_output",
+    "relabel": "05_model_input",
+    "train": "06_models",
+    "evaluate": "08_reporting",
+}
+DEFENCE = ("warmup", "detect", "relabel", "train")
+TEST_SET = {"test_images", "test_ledger", "triggered_test_images"}
+
+
+def is_parameter(name):
+    return name == "parameters" or name.startswith("params:")
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    configure_project("counterdoor")
+    return register_pipelines()
+
+
+@pytest.fixture(scope="module")
+def nodes(pipelines):
+    return pipelines["__default__"].nodes
+
+
+@pytest.fixture(scope="module")
+def producers(nodes):
+    return {output: node for node in nodes for output in node.outputs}
+
+
+@pytest.fixture(scope="module")
+def catalog():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.path", [*__import__("sys").path])
+        bootstrap_project(ROOT)
+        with KedroSession.create(project_path=ROOT, env="base") as session:
+            yield session.load_context().catalog
+
+
+@pytest.fixture(scope="module")
+def stored(pipelines):
+    """Names of all data sets that are not parameters."""
+    names = {name for pipeline in pipelines.values() for name in pipeline.datasets()}
+    return sorted(name for name in names if not is_parameter(name))
+
+
+def stage_of(node):
+    (stage,) = node.tags
+    return stage
+
+
+def reads(node):
+    return {name for name in node.inputs if not is_parameter(name)}
+
+
+def parameters_of(node):
+    return {name.removeprefix("params:") for name in node.inputs if is_parameter(name)}
+
+
+def test_registered_pipelines(pipelines):
+    assert sorted(pipelines) == sorted([*ORDER, "__default__"])
+
+
+def test_default_is_all_of_them(pipelines):
+    stages = [set(pipelines[stage].nodes) for stage in ORDER]
+    assert set(pipelines["__default__"].nodes) == set().union(*stages)
+    assert sum(map(len, stages)) == len(pipelines["__default__"].nodes)
+    assert all(stages)
+
+
+def test_every_node_has_its_stage_as_its_only_tag_and_a_name(pipelines):
+    for stage in ORDER:
+        for node in pipelines[stage].nodes:
+            assert node.tags == {stage}
+            assert node.name.split("(")[0].isidentifier()
+
+
+def test_the_experiment_needs_parameters_only(pipelines):
+    assert all(is_parameter(name) for name in pipelines["__default__"].inputs())
+
+
+def test_every_stage_reads_earlier_stages_only(pipelines, producers):
+    for number, stage in enumerate(ORDER):
+        for name in pipelines[stage].inputs():
+            if not is_parameter(name):
+                assert ORDER.index(stage_of(producers[name])) < number, (stage, name)
+
+
+def test_every_data_set_is_in_the_catalog_and_persistent(catalog, stored):
+    for name in stored:
+        assert name in catalog, name
+        dataset = catalog[name]
+        assert not isinstance(dataset, MemoryDataset), name
+        assert isinstance(dataset, AbstractVersionedDataset), name
+        assert dataset._version is not None, name
+        assert type(dataset).__module__.startswith("counterdoor.io"), name
+        assert type(dataset) is getattr(counterdoor.io, type(dataset).__name__), name
+
+
+def test_the_catalog_has_nothing_that_nobody_makes(catalog, stored):
+    listed = {name for name in catalog if not is_parameter(name)}
+    assert listed == set(stored)
+
+
+def test_every_data_set_is_shown_with_the_stage_that_makes_it(catalog, stored, producers):
+    for name in stored:
+        shown = catalog[name].metadata["kedro-viz"]["layer"]
+        assert shown == stage_of(producers[name]), name
+
+
+def test_every_data_set_lies_in_its_stages_folder(catalog, stored, producers):
+    for name in stored:
+        path = Path(str(catalog[name]._filepath)).relative_to(ROOT)
+        assert path.parts[0] == "data", name
+        assert path.parts[1] == FOLDERS[stage_of(producers[name])], name
+        assert path.stem == name, name
+
+
+def test_no_two_data_sets_share_a_file(catalog, stored):
+    paths = [str(catalog[name]._filepath) for name in stored]
+    assert len(set(paths)) == len(paths)
+
+
+def test_every_artifact_can_be_told_by_its_extension(catalog, stored):
+    extensions = {
+        "ImagesDataset": ".npy",
+        "ParquetDataset": ".parquet",
+        "JSONDataset": ".json",
+        "TextDataset": ".html",
+        "FigureDataset": ".png",
+        "TrainedNetDataset": ".safetensors",
+    }
+    for name in stored:
+        dataset = catalog[name]
+        assert dataset._filepath.suffix == extensions[type(dataset).__name__], name
+
+
+def test_metadata_for_tracking_is_of_a_known_kind(catalog, stored):
+    kinds = defaultdict(set)
+    for name in stored:
+        kinds[catalog[name].metadata.get("mlflow")].add(name)
+    assert set(kinds) == {None, "tags", "metrics", "seconds", "artifact", "model"}
+    assert kinds["tags"] == {"dataset_info"}
+    assert kinds["metrics"] == {"metrics", "plan_check"}
+    assert kinds["seconds"] == {"seconds"}
+    assert kinds["model"] == {"defended_net"}
+    assert {name for name in stored if name.endswith("_figure")} | {"report"} <= kinds["artifact"]
+    # Clean data and what only the adversary knows are not sent to the tracking server.
+    assert {"oracle", "clean_images", "clean_ledger"} <= kinds[None]
+
+
+def variant_keys(catalog_path, stage):
+    """All parameters that the path of a stage depends on."""
+    keys = set()
+    for name, (choices, read) in STAGES.items():
+        keys |= {*choices, *read}
+        if name == stage:
+            return keys
+    raise AssertionError(catalog_path)
+
+
+def test_a_path_depends_on_every_parameter_that_its_artifact_depends_on(nodes, producers):
+    """Walk back from each artifact and gather what is read on the way.
+
+    ``plan_check`` is the one artifact of which only the existence counts: a warm-up does
+    not depend on the parameters that the check looked at.
+    """
+    import yaml
+
+    entries = yaml.safe_load((ROOT / "conf" / "base" / "catalog.yml").read_text())
+
+    def needed(name, seen):
+        node = producers[name]
+        if node.name in seen:
+            return set()
+        seen.add(node.name)
+        keys = parameters_of(node)
+        for source in reads(node) - {"plan_check"}:
+            keys |= needed(source, seen)
+        return keys
+
+    for name in producers:
+        path = entries[name]["filepath"]
+        stage = path.split("${variant:")[1].split("}")[0]
+        assert needed(name, set()) <= variant_keys(path, stage), name
+    assert needed("metrics", set()) == {key for _, keys in STAGES.values() for key in keys}
+
+
+def test_only_evaluate_reads_the_oracle(nodes):
+    readers = {node.name: stage_of(node) for node in nodes if "oracle" in node.inputs}
+    assert set(readers.values()) == {"evaluate"}
+    assert {"measure"} <= set(readers)
+
+
+def test_only_attack_writes_the_oracle(nodes):
+    assert {stage_of(node) for node in nodes if "oracle" in node.outputs} == {"attack"}
+
+
+@pytest.mark.parametrize("name", ["clean_images", "clean_ledger"])
+def test_only_attack_reads_the_clean_training_set(nodes, name):
+    assert {stage_of(node) for node in nodes if name in node.inputs} == {"attack"}
+
+
+@pytest.mark.parametrize("name", sorted(TEST_SET))
+def test_only_attack_and_evaluate_read_the_test_set(nodes, name):
+    readers = {stage_of(node) for node in nodes if name in node.inputs}
+    assert "evaluate" in readers
+    assert readers <= {"attack", "evaluate"}
+
+
+@pytest.mark.parametrize("stage", DEFENCE)
+def test_the_defence_sees_what_a_defender_sees(pipelines, producers, stage):
+    """Walk node by node: up to the attack's outputs, nobody reads what is not the defender's."""
+    allowed_from_attack = {"images", "ledger"}
+    forbidden = {"oracle", "clean_images", "clean_ledger", *TEST_SET}
+    todo, seen = list(pipelines[stage].nodes), set()
+    assert todo
+    while todo:
+        node = todo.pop()
+        if node.name in seen:
+            continue
+        seen.add(node.name)
+        assert stage_of(node) in DEFENCE, node.name
+        assert not reads(node) & forbidden, node.name
+        assert not parameters_of(node) & {"attack", "attack_name", "poison_ratio", "parameters"}
+        for name in reads(node):
+            source = producers[name]
+            if stage_of(source) == "attack":
+                assert name in allowed_from_attack, (node.name, name)
+            elif stage_of(source) == "ingest":
+                assert name == "dataset_info", (node.name, name)
+            else:
+                todo.append(source)
+
+
+def test_no_node_reads_all_parameters(nodes):
+    """``parameters`` would let a stage read another stage's without being seen."""
+    assert not [node.name for node in nodes if "parameters" in node.inputs]
+
+
+def test_nothing_is_trained_before_the_plan_is_checked(nodes, producers):
+    trainers = [node for node in nodes if any(name.endswith("_net") for name in node.outputs)]
+    assert {node.name for node in trainers} == {"warm_up", "train_undefended", "train_defended"}
+
+    def ancestors(node, seen):
+        for name in reads(node):
+            source = producers[name]
+            if source.name not in seen:
+                seen.add(source.name)
+                ancestors(source, seen)
+        return seen
+
+    for node in trainers:
+        assert "check_plan" in ancestors(node, set()), node.name
+
+
+def test_the_layers_have_no_cycle(catalog, nodes):
+    layers = {stage: set() for stage in ORDER}
+    for node in nodes:
+        for name in reads(node):
+            for output in node.outputs:
+                source, target = (
+                    catalog[each].metadata["kedro-viz"]["layer"] for each in (name, output)
+                )
+                if source != target:
+                    layers[target].add(source)
+    order = list(TopologicalSorter(layers).static_order())  # raises CycleError
+    assert order == ORDER

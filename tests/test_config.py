@@ -1,0 +1,388 @@
+"""Named choices, checked names, and paths that change exactly when the result may."""
+
+import re
+from copy import deepcopy
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from counterdoor.cli import message
+from counterdoor.config import STAGES, ConfigError, VariantConfigLoader, known, variant_path
+from counterdoor.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
+
+pytestmark = pytest.mark.filterwarnings(
+    # Kedro's own call of a function that OmegaConf 2.4 renamed.
+    "ignore:register_new_resolver",
+)
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+ORDER = ["ingest", "attack", "warmup", "detect", "relabel", "train", "evaluate"]
+
+# The first stage whose result each parameter can change, written down by hand.
+FIRST_READ = {
+    "seed": "ingest",
+    "source_name": "ingest",
+    "ingest": "ingest",
+    "attack_name": "attack",
+    "poison_ratio": "attack",
+    "attack": "attack",
+    "model_name": "warmup",
+    "model": "warmup",
+    "warmup": "warmup",
+    "detector_name": "detect",
+    "detect": "detect",
+    "labeler_name": "relabel",
+    "relabel": "relabel",
+    "stamp": "relabel",
+    "train": "train",
+}
+
+
+def load(conf=CONF, env="base", **given):
+    return CONFIG_LOADER_CLASS(
+        conf_source=str(conf), env=env, runtime_params=given, **CONFIG_LOADER_ARGS
+    )
+
+
+def parameters(conf=CONF, env="base", **given):
+    return load(conf, env, **given)["parameters"]
+
+
+def leaves(value, path=()):
+    """Paths of all values in nested mappings and lists."""
+    if isinstance(value, dict):
+        return [leaf for key in value for leaf in leaves(value[key], (*path, key))]
+    if isinstance(value, list):
+        return [leaf for i, each in enumerate(value) for leaf in leaves(each, (*path, i))]
+    return [path]
+
+
+def public(values):
+    return {key: value for key, value in values.items() if not key.startswith("_")}
+
+
+def changed(values, path, new="changed"):
+    values = deepcopy(values)
+    inner = values
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = new
+    return values
+
+
+def paths(values):
+    return {stage: variant_path(values, stage) for stage in ORDER}
+
+
+@pytest.fixture
+def conf(tmp_path):
+    """A copy of the configuration with an environment ``lab``; of the catalog, a few entries."""
+    copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "lab").mkdir()
+    catalog = yaml.safe_load((CONF / "base" / "catalog.yml").read_text())
+    kept = {name: catalog[name] for name in ("clean_images", "images", "metrics")}
+    (tmp_path / "conf" / "base" / "catalog.yml").write_text(yaml.safe_dump(kept))
+    return tmp_path / "conf"
+
+
+CHOICES = [
+    {},
+    {"source_name": "parquet"},
+    {"attack_name": "blend"},
+    {"model_name": "resnet18"},
+    {"detector_name": "random"},
+    {"labeler_name": "drop"},
+]
+LEAVES = [
+    pytest.param(
+        given, leaf, id=f"{''.join(given.values()) or 'default'}-{'.'.join(map(str, leaf))}"
+    )
+    for given in CHOICES
+    for leaf in leaves(public(parameters(**given)))
+]
+
+
+def test_the_settings_use_this_loader():
+    assert CONFIG_LOADER_CLASS is VariantConfigLoader
+
+
+def test_the_stages_in_order():
+    assert list(STAGES) == ORDER
+
+
+def test_every_parameter_of_the_project_is_accounted_for():
+    """A new parameters file has to be entered in FIRST_READ, and so in a digest."""
+    assert set(public(parameters())) == set(FIRST_READ)
+    assert set(FIRST_READ) == {key for choices, keys in STAGES.values() for key in choices + keys}
+
+
+@pytest.mark.parametrize(("given", "leaf"), LEAVES)
+def test_a_path_changes_with_its_own_and_earlier_parameters_and_with_no_later_one(given, leaf):
+    values = parameters(**given)
+    before, after = paths(values), paths(changed(values, leaf))
+    first = ORDER.index(FIRST_READ[leaf[0]])
+    for number, stage in enumerate(ORDER):
+        assert (before[stage] != after[stage]) == (number >= first), stage
+
+
+@pytest.mark.parametrize("key", sorted(FIRST_READ))
+def test_an_added_key_changes_the_path(key):
+    values = parameters()
+    if isinstance(values[key], dict):
+        assert paths(changed(values, (key, "new")))["evaluate"] != paths(values)["evaluate"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"seed": 1},
+        {"poison_ratio": 0.05},
+        {"attack_name": "blend"},
+        {"model_name": "resnet18"},
+        {"detector_name": "random"},
+        {"labeler_name": "drop"},
+        {"source_name": "parquet"},
+        {"train": {"recipe": {"epochs": 3}}},
+        {"relabel": {"labeler": {"recipe": {"augment": {"crop_padding": 3}}}}},
+        {"stamp": {"colour": [0.5]}},
+    ],
+)
+def test_a_run_parameter_changes_the_path_of_the_catalog(conf, given):
+    catalogs = [load(conf, **each)["catalog"] for each in ({}, given)]
+    folders = [catalog["metrics"]["filepath"] for catalog in catalogs]
+    assert folders[0] != folders[1]
+    for catalog, each in zip(catalogs, ({}, given), strict=True):
+        stage_path = variant_path(parameters(**each), "evaluate")
+        assert catalog["metrics"]["filepath"] == f"data/08_reporting/{stage_path}/metrics.json"
+
+
+def test_the_path_is_readable():
+    path = variant_path(parameters(), "evaluate")
+    assert re.fullmatch(r"digits/badnets-0\.1/digits_cnn/lga/vd/s0-[0-9a-f]{8}", path)
+    path = variant_path(parameters(seed=12, attack_name="blend", poison_ratio=0.05), "attack")
+    assert re.fullmatch(r"digits/blend-0\.05/s12-[0-9a-f]{8}", path)
+    assert re.fullmatch(r"digits/s0-[0-9a-f]{8}", variant_path(parameters(), "ingest"))
+
+
+def test_the_path_does_not_depend_on_the_order_of_keys():
+    values = parameters()
+    turned = {key: values[key] for key in reversed(values)}
+    turned["train"] = {"recipe": dict(reversed(values["train"]["recipe"].items()))}
+    assert paths(turned) == paths(values)
+
+
+def test_loading_twice_gives_the_same_paths(conf):
+    assert paths(parameters()) == paths(parameters())
+    assert load(conf)["catalog"] == load(conf)["catalog"]
+
+
+def test_two_loaders_do_not_mix_up_their_catalogs(conf):
+    one, other = load(conf, seed=1), load(conf, seed=2)
+    assert "/s1-" in one["catalog"]["clean_images"]["filepath"]
+    assert "/s2-" in other["catalog"]["clean_images"]["filepath"]
+    assert "/s1-" in one["catalog"]["images"]["filepath"]
+
+
+def test_an_unknown_stage_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match="no stage 'trian'; the stages are ingest, attack, war"):
+        variant_path(parameters(), "trian")
+
+
+@pytest.mark.parametrize(
+    "bad", ["", ".", "..", "...", "../up", "a/b", "a b", "a\\b", "a\nb", "a:b", "~", "$HOME", "*"]
+)
+@pytest.mark.parametrize("key", ["source_name", "labeler_name"])
+def test_what_cannot_be_part_of_a_path_is_refused(key, bad):
+    with pytest.raises(ConfigError, match="cannot be part of a path; use letters") as caught:
+        variant_path(parameters() | {key: bad}, "relabel")
+    assert repr(bad) in str(caught.value)
+
+
+@pytest.mark.parametrize("good", ["resnet18", "my-data_2.v1", "..a", 0.05])
+def test_what_can_be_part_of_a_path(good):
+    path = variant_path(parameters() | {"source_name": good}, "ingest")
+    assert path.startswith(f"{good}/s0-")
+
+
+@pytest.mark.parametrize("bad", ["a/b", "..", "0.1 "])
+def test_a_run_parameter_that_cannot_be_part_of_a_path_is_refused(conf, bad):
+    with pytest.raises((ConfigError, OmegaConfBaseException)) as caught:
+        load(conf, poison_ratio=bad)["catalog"]
+    assert f"{bad!r} cannot be part of a path" in message(caught.value)
+
+
+NAMES = {
+    "source_name": ["digits", "parquet"],
+    "attack_name": ["badnets", "blend"],
+    "model_name": ["digits_cnn", "resnet18"],
+    "detector_name": ["lga", "random"],
+    "labeler_name": ["drop", "vd"],
+}
+CHOSEN = {
+    "source_name": lambda values: values["ingest"]["source"],
+    "attack_name": lambda values: values["attack"],
+    "model_name": lambda values: values["model"],
+    "detector_name": lambda values: values["detect"]["detector"],
+    "labeler_name": lambda values: values["relabel"]["labeler"],
+}
+
+
+@pytest.mark.parametrize(("key", "name"), [(key, name) for key in NAMES for name in NAMES[key]])
+def test_a_named_choice_is_what_the_stage_gets(key, name):
+    values = parameters(**{key: name})
+    assert values[key] == name
+    assert CHOSEN[key](values)["name"] == name
+
+
+@pytest.mark.parametrize("key", NAMES)
+@pytest.mark.parametrize("wrong", ["nonsense", "", "../up"])
+def test_an_unknown_choice_lists_the_valid_names(key, wrong):
+    with pytest.raises((ConfigError, OmegaConfBaseException)) as caught:
+        parameters(**{key: wrong})
+    text = message(caught.value)
+    assert text.startswith(f"unknown {key} {wrong!r}")
+    assert text.endswith(f"Valid names: {', '.join(NAMES[key])}")
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "right"),
+    [
+        ("attack_name", "badnet", "badnets"),
+        ("model_name", "resnet81", "resnet18"),
+        ("detector_name", "lag", "lga"),
+        ("labeler_name", "dorp", "drop"),
+        ("source_name", "digit", "digits"),
+    ],
+)
+def test_a_misspelt_choice_suggests_the_right_one(key, wrong, right):
+    with pytest.raises((ConfigError, OmegaConfBaseException)) as caught:
+        parameters(**{key: wrong})
+    assert f"unknown {key} {wrong!r}; did you mean {right!r}?" in message(caught.value)
+
+
+def test_known_raises_a_config_error():
+    options = OmegaConf.create({"one": 1, "two": 2})
+    assert known("thing", "two", options) == "two"
+    with pytest.raises(ConfigError, match="^unknown thing 'tow'; did you mean 'two'[?]"):
+        known("thing", "tow", options)
+    with pytest.raises(ConfigError, match=r"^unknown thing 'xyz'\. Valid names: one, two$"):
+        known("thing", "xyz", options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("sed", "seed"),
+        ("poisson_ratio", "poison_ratio"),
+        ("atack_name", "attack_name"),
+        ("trian", "train"),
+        ("labeller_name", "labeler_name"),
+    ],
+)
+def test_a_misspelt_parameter_suggests_the_right_one(wrong, right):
+    with pytest.raises(ConfigError, match=f"unknown parameter '{wrong}'; did you mean '{right}'"):
+        parameters(**{wrong: 1})
+
+
+def test_an_unknown_parameter_lists_those_there_are():
+    with pytest.raises(ConfigError) as caught:
+        parameters(qqq=1)
+    text = str(caught.value)
+    assert text == f"unknown parameter 'qqq'. Valid names: {', '.join(sorted(FIRST_READ))}"
+
+
+def test_a_wrong_name_among_right_ones_is_found():
+    with pytest.raises(ConfigError, match="unknown parameter 'epochs'"):
+        parameters(seed=3, epochs=4)
+
+
+def test_checking_leaves_the_run_parameters_in_force():
+    loader = load(seed=5, train={"recipe": {"epochs": 3}})
+    assert loader["parameters"]["seed"] == 5
+    assert loader["parameters"]["train"]["recipe"]["epochs"] == 3
+    assert loader["parameters"]["train"]["recipe"]["batch_size"] == 64
+    assert loader.runtime_params == {"seed": 5, "train": {"recipe": {"epochs": 3}}}
+
+
+@pytest.mark.parametrize("bad", [-1, 1.0, 0.5, "0", "a", True, False, None, [1]])
+def test_a_bad_seed_is_refused(bad):
+    with pytest.raises(
+        ConfigError, match=r"seed is .*; it must be a whole number from 0"
+    ) as caught:
+        parameters(seed=bad)
+    assert repr(bad) in str(caught.value)
+
+
+@pytest.mark.parametrize("good", [0, 1, 2**40])
+def test_a_good_seed(good):
+    assert parameters(seed=good)["seed"] == good
+
+
+def test_an_environment_replaces_choices_one_by_one(conf):
+    (conf / "lab" / "globals.yml").write_text("attack_name: blend\nseed: 7\n")
+    values = parameters(conf, "lab")
+    assert values["attack_name"] == "blend"
+    assert values["attack"]["name"] == "blend"
+    assert values["seed"] == 7
+    base = parameters(conf)
+    untouched = set(base) - {"attack_name", "attack", "seed"}
+    assert {key: values[key] for key in untouched} == {key: base[key] for key in untouched}
+    catalog = load(conf, "lab")["catalog"]
+    assert catalog["metrics"]["filepath"].startswith("data/08_reporting/digits/blend-0.1/")
+    assert "/s7-" in catalog["metrics"]["filepath"]
+
+
+def test_a_run_parameter_goes_before_the_environment(conf):
+    (conf / "lab" / "globals.yml").write_text("attack_name: blend\nseed: 7\n")
+    values = parameters(conf, "lab", seed=8)
+    assert values["seed"] == 8
+    assert values["attack"]["name"] == "blend"
+
+
+def test_an_environment_merges_parameters_softly(conf):
+    (conf / "lab" / "parameters_train.yml").write_text("train: {recipe: {epochs: 3}}\n")
+    values, base = parameters(conf, "lab"), parameters(conf)
+    assert values["train"]["recipe"] == base["train"]["recipe"] | {"epochs": 3}
+    assert values["warmup"] == base["warmup"]
+    assert variant_path(values, "train") != variant_path(base, "train")
+    assert variant_path(values, "relabel") == variant_path(base, "relabel")
+
+
+def test_an_empty_environment_changes_nothing(conf):
+    assert parameters(conf, "lab") == parameters(conf)
+
+
+def test_the_choice_and_the_component_agree_in_an_environment(conf):
+    """Whichever file of an environment names the attack, the path names the one that runs."""
+    (conf / "lab" / "parameters.yml").write_text("attack_name: blend\npoison_ratio: 0.05\n")
+    try:
+        values = parameters(conf, "lab")
+    except (ConfigError, OmegaConfBaseException) as refusal:
+        assert "attack_name" in message(refusal)  # noqa: PT017
+        return
+    assert values["attack"]["name"] == values["attack_name"]
+    assert values["attack"]["poison_ratio"] == values["poison_ratio"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"attack": {"name": "blend"}},
+        {"attack": {"poison_ratio": 0.3}},
+        {"model": {"name": "resnet18"}},
+    ],
+    ids=["attack.name", "attack.poison_ratio", "model.name"],
+)
+def test_the_path_names_what_runs_when_a_component_is_chosen_in_place(given):
+    try:
+        values = parameters(**given)
+    except (ConfigError, OmegaConfBaseException) as refusal:
+        assert "_name" in message(refusal) or "poison_ratio" in message(refusal)  # noqa: PT017
+        return
+    path = variant_path(values, "warmup")
+    assert f"/{values['attack']['name']}-{values['attack']['poison_ratio']}/" in path
+    assert f"/{values['model']['name']}/" in path
