@@ -2,11 +2,33 @@
 
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import matplotlib as mpl
-from kedro.io import DatasetError
+from kedro.io import AbstractVersionedDataset, DatasetError, Version
 from kedro_datasets import json, matplotlib, pandas, text
+from matplotlib.figure import Figure
+
+T = TypeVar("T")
+
+
+class LocalFile(AbstractVersionedDataset[T, T], Generic[T]):
+    """Base of our own file formats: a versioned file on this machine."""
+
+    def __init__(
+        self,
+        *,
+        filepath: str,
+        version: Version | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(PurePosixPath(filepath), version)
+        self.metadata = metadata
+
+    def _exists(self) -> bool:
+        return Path(self._get_load_path()).exists()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": self._filepath, "version": self._version}
 
 
 class AtomicSave:
@@ -77,19 +99,14 @@ class TextDataset(AtomicSave, ReadableErrors, text.TextDataset):
     """Text (the HTML report), as :class:`kedro_datasets.text.TextDataset`, saved atomically."""
 
 
-class FigureDataset(AtomicSave, matplotlib.MatplotlibDataset):
-    """A matplotlib figure saved as PNG; loads as the PNG's bytes, for the report.
-
-    Unlike its parent it can be loaded, and it closes only the figure it was given.
-    """
-
-    def save(self, data: Any) -> None:
-        """Save a figure as a new version."""
-        AtomicSave.save(self, data)
+class _FigureFile(matplotlib.MatplotlibDataset):
+    def save(self, data: Figure) -> None:
+        # The parent closes every figure of the process.
+        data.savefig(Path(self._get_save_path()), **{**self._save_args, "format": "png"})
 
     def load(self) -> bytes:
-        """The PNG file's content."""
         return Path(self._get_load_path()).read_bytes()
 
 
-mpl.use("Agg")
+class FigureDataset(AtomicSave, ReadableErrors, _FigureFile):
+    """A matplotlib figure saved as PNG; loads as the PNG's bytes, for the report."""

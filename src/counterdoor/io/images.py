@@ -1,25 +1,14 @@
 """Image arrays as memory-mapped .npy files."""
 
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from kedro.io import AbstractVersionedDataset, DatasetError, Version
+from kedro.io import DatasetError
 
-from counterdoor.io.atomic import AtomicSave, ReadableErrors
+from counterdoor.io.atomic import AtomicSave, LocalFile, ReadableErrors
 
 
-class _ImagesFile(AbstractVersionedDataset[np.ndarray, np.ndarray]):
-    def __init__(
-        self,
-        *,
-        filepath: str,
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(PurePosixPath(filepath), version)
-        self.metadata = metadata
-
+class _ImagesFile(LocalFile[np.ndarray]):
     def load(self) -> np.ndarray:
         images: np.ndarray = np.load(Path(self._get_load_path()), mmap_mode="r", allow_pickle=False)
         if images.dtype != np.uint8 or images.ndim != 4:
@@ -35,12 +24,6 @@ class _ImagesFile(AbstractVersionedDataset[np.ndarray, np.ndarray]):
             )
         with Path(self._get_save_path()).open("wb") as file:
             np.save(file, data, allow_pickle=False)
-
-    def _exists(self) -> bool:
-        return Path(self._get_load_path()).exists()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": self._filepath, "version": self._version}
 
 
 class ImagesDataset(AtomicSave, ReadableErrors, _ImagesFile):

@@ -1,29 +1,17 @@
 """Trained nets as safetensors files that describe themselves."""
 
 import json
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
-from kedro.io import AbstractVersionedDataset, Version
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from counterdoor.io.atomic import AtomicSave, ReadableErrors
+from counterdoor.io.atomic import AtomicSave, LocalFile, ReadableErrors
 from counterdoor.models import TrainedNet
 from counterdoor.stamp import Stamp
 
 
-class _TrainedNetFile(AbstractVersionedDataset[TrainedNet, TrainedNet]):
-    def __init__(
-        self,
-        *,
-        filepath: str,
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(PurePosixPath(filepath), version)
-        self.metadata = metadata
-
+class _TrainedNetFile(LocalFile[TrainedNet]):
     def load(self) -> TrainedNet:
         with safe_open(Path(self._get_load_path()), framework="pt") as file:
             header = json.loads(file.metadata()["counterdoor"])
@@ -43,12 +31,6 @@ class _TrainedNetFile(AbstractVersionedDataset[TrainedNet, TrainedNet]):
         }
         state = {name: tensor.contiguous().clone() for name, tensor in data.state.items()}
         save_file(state, Path(self._get_save_path()), {"counterdoor": json.dumps(header)})
-
-    def _exists(self) -> bool:
-        return Path(self._get_load_path()).exists()
-
-    def _describe(self) -> dict[str, Any]:
-        return {"filepath": self._filepath, "version": self._version}
 
 
 class TrainedNetDataset(AtomicSave, ReadableErrors, _TrainedNetFile):
