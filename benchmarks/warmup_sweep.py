@@ -4,8 +4,8 @@ For every setting and seed: ingest, attack, warm-up, detect; then precision at t
 suspect ratio and AUROC of the score. Nothing is tested: the test set is not looked at.
 The oracle is, to grade the detector, as whoever chooses a default has to.
 
-    OMP_NUM_THREADS=1 python benchmarks/warmup_sweep.py --ratio 0.05 --seeds 0 1 2 3 4 \\
-        --setting 0.02 0.2 --setting 0.05 0.2
+    export OMP_NUM_THREADS=1
+    python benchmarks/warmup_sweep.py --ratio 0.05 --setting 0.02 0.2 --setting 0.05 0.2
 """
 
 import argparse
