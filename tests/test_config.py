@@ -2,6 +2,7 @@
 
 import re
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from shutil import copytree
 
@@ -50,6 +51,12 @@ def load(conf=CONF, env="base", **given):
 
 def parameters(conf=CONF, env="base", **given):
     return load(conf, env, **given)["parameters"]
+
+
+@cache
+def chosen(choice=()):
+    """The parameters of the project with one choice made; loaded once, not to be changed."""
+    return parameters(**dict(choice))
 
 
 def leaves(value, path=()):
@@ -102,7 +109,7 @@ LEAVES = [
         given, leaf, id=f"{''.join(given.values()) or 'default'}-{'.'.join(map(str, leaf))}"
     )
     for given in CHOICES
-    for leaf in leaves(public(parameters(**given)))
+    for leaf in leaves(public(chosen(tuple(given.items()))))
 ]
 
 
@@ -116,24 +123,25 @@ def test_the_stages_in_order():
 
 def test_every_parameter_of_the_project_is_accounted_for():
     """A new parameters file has to be entered in FIRST_READ, and so in a digest."""
-    assert set(public(parameters())) == set(FIRST_READ)
+    assert set(public(chosen())) == set(FIRST_READ)
     assert set(FIRST_READ) == {key for choices, keys in STAGES.values() for key in choices + keys}
 
 
 @pytest.mark.parametrize(("given", "leaf"), LEAVES)
 def test_a_path_changes_with_its_own_and_earlier_parameters_and_with_no_later_one(given, leaf):
-    values = parameters(**given)
+    values = chosen(tuple(given.items()))
     before, after = paths(values), paths(changed(values, leaf))
     first = ORDER.index(FIRST_READ[leaf[0]])
     for number, stage in enumerate(ORDER):
         assert (before[stage] != after[stage]) == (number >= first), stage
 
 
-@pytest.mark.parametrize("key", sorted(FIRST_READ))
+@pytest.mark.parametrize(
+    "key", ["ingest", "attack", "model", "warmup", "detect", "relabel", "stamp", "train"]
+)
 def test_an_added_key_changes_the_path(key):
-    values = parameters()
-    if isinstance(values[key], dict):
-        assert paths(changed(values, (key, "new")))["evaluate"] != paths(values)["evaluate"]
+    values = chosen()
+    assert paths(changed(values, (key, "new")))["evaluate"] != paths(values)["evaluate"]
 
 
 @pytest.mark.parametrize(
@@ -161,15 +169,15 @@ def test_a_run_parameter_changes_the_path_of_the_catalog(conf, given):
 
 
 def test_the_path_is_readable():
-    path = variant_path(parameters(), "evaluate")
+    path = variant_path(chosen(), "evaluate")
     assert re.fullmatch(r"digits/badnets-0\.1/digits_cnn/lga/vd/s0-[0-9a-f]{8}", path)
     path = variant_path(parameters(seed=12, attack_name="blend", poison_ratio=0.05), "attack")
     assert re.fullmatch(r"digits/blend-0\.05/s12-[0-9a-f]{8}", path)
-    assert re.fullmatch(r"digits/s0-[0-9a-f]{8}", variant_path(parameters(), "ingest"))
+    assert re.fullmatch(r"digits/s0-[0-9a-f]{8}", variant_path(chosen(), "ingest"))
 
 
 def test_the_path_does_not_depend_on_the_order_of_keys():
-    values = parameters()
+    values = chosen()
     turned = {key: values[key] for key in reversed(values)}
     turned["train"] = {"recipe": dict(reversed(values["train"]["recipe"].items()))}
     assert paths(turned) == paths(values)
@@ -189,7 +197,7 @@ def test_two_loaders_do_not_mix_up_their_catalogs(conf):
 
 def test_an_unknown_stage_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match="no stage 'trian'; the stages are ingest, attack, war"):
-        variant_path(parameters(), "trian")
+        variant_path(chosen(), "trian")
 
 
 @pytest.mark.parametrize(
@@ -198,13 +206,13 @@ def test_an_unknown_stage_is_refused_with_those_there_are():
 @pytest.mark.parametrize("key", ["source_name", "labeler_name"])
 def test_what_cannot_be_part_of_a_path_is_refused(key, bad):
     with pytest.raises(ConfigError, match="cannot be part of a path; use letters") as caught:
-        variant_path(parameters() | {key: bad}, "relabel")
+        variant_path(chosen() | {key: bad}, "relabel")
     assert repr(bad) in str(caught.value)
 
 
 @pytest.mark.parametrize("good", ["resnet18", "my-data_2.v1", "..a", 0.05])
 def test_what_can_be_part_of_a_path(good):
-    path = variant_path(parameters() | {"source_name": good}, "ingest")
+    path = variant_path(chosen() | {"source_name": good}, "ingest")
     assert path.startswith(f"{good}/s0-")
 
 
@@ -267,7 +275,7 @@ def test_a_misspelt_choice_suggests_the_right_one(key, wrong, right):
 def test_known_raises_a_config_error():
     options = OmegaConf.create({"one": 1, "two": 2})
     assert known("thing", "two", options) == "two"
-    with pytest.raises(ConfigError, match="^unknown thing 'tow'; did you mean 'two'[?]"):
+    with pytest.raises(ConfigError, match=r"^unknown thing 'tow'; did you mean 'two'\?"):
         known("thing", "tow", options)
     with pytest.raises(ConfigError, match=r"^unknown thing 'xyz'\. Valid names: one, two$"):
         known("thing", "xyz", options)

@@ -266,7 +266,12 @@ def test_summarize(run, deployed_stamped):
         )
     ]
     suspect, poisoned = ledger["suspect"].tolist(), oracle["is_poisoned"].tolist()
-    detection = slow_detection(suspect, ledger["score"].tolist(), poisoned)
+    untrusted = [row for row in range(len(ledger)) if not ledger["trusted"][row]]
+    detection = slow_detection(
+        [suspect[row] for row in untrusted],
+        [ledger["score"][row] for row in untrusted],
+        [poisoned[row] for row in untrusted],
+    )
     named = [p == t for p, t in zip(ledger["pseudo_label"], oracle["true_label"], strict=True)]
     expected = (
         defended

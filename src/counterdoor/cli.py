@@ -150,7 +150,7 @@ def _print_table(table: "pd.DataFrame", form: str) -> None:
         for column in table.columns:
             shown.add_column(column.replace("_", " "), overflow="fold")
         if "run_id" in table:
-            table = table.assign(run_id=table["run_id"].str[:8])
+            table = table.assign(run_id=table["run_id"].astype(str).str[:8])
         for row in table.itertuples(index=False):
             shown.add_row(*(_cell(value) for value in row))
         _console().print(shown)
@@ -182,7 +182,7 @@ def _print_last(found: Any) -> None:
         f"pseudo-labels right: {row['pseudo_label_accuracy']:.1%}   "
         f"seconds: {row['seconds']:.0f}"
     )
-    report = found.artifacts[0] / "report.html"
+    report = f"{found.artifacts[0]}/report.html"
     console.print(f"\nOpen next:\n  report       {report}", soft_wrap=True)
     console.print("  the DAG      kedro viz run")
     console.print("  all runs     kedro results, or make mlflow and open the page it names")

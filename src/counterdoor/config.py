@@ -22,6 +22,17 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+# Each named choice, and where the component that it chose stands in the parameters.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "source_name": ("ingest", "source", "name"),
+    "attack_name": ("attack", "name"),
+    "poison_ratio": ("attack", "poison_ratio"),
+    "model_name": ("model", "name"),
+    "detector_name": ("detect", "detector", "name"),
+    "labeler_name": ("relabel", "labeler", "name"),
+}
+
+
 class ConfigError(ValueError):
     """A parameter that cannot be used: which, why, and what would be right."""
 
@@ -65,7 +76,6 @@ class VariantConfigLoader(OmegaConfigLoader):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _register("known", known)
-        _register("variant", self._variant)
         super().__init__(*args, **kwargs)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
@@ -76,15 +86,14 @@ class VariantConfigLoader(OmegaConfigLoader):
                 or the seed is not a whole number.
         """
         if key == "catalog":
-            # Another loader of this process may have registered its own since.
-            _register("variant", self._variant)
+            parameters = self["parameters"]
+            # Anew each time: another loader of this process may have registered its own.
+            _register("variant", lambda stage: variant_path(parameters, stage))
         loaded: dict[str, Any] = super().__getitem__(key)
         if key == "parameters":
             self._check(loaded)
+            self._agree(loaded)
         return loaded
-
-    def _variant(self, stage: str) -> str:
-        return variant_path(self["parameters"], stage)
 
     def _check(self, parameters: Mapping[str, Any]) -> None:
         given = self.runtime_params or {}
@@ -95,11 +104,26 @@ class VariantConfigLoader(OmegaConfigLoader):
             finally:
                 self.runtime_params = runtime
             for name in given:
-                if name not in valid:
+                if name not in _public(valid):
                     raise ConfigError(_unknown("parameter", name, _public(valid)))
         seed = parameters.get("seed")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0")
+
+    def _agree(self, parameters: dict[str, Any]) -> None:
+        """Let each name say what was chosen, also where that was set in its own place."""
+        for name, place in CHOICES.items():
+            chosen: Any = parameters
+            for key in place:
+                chosen = chosen.get(key) if isinstance(chosen, Mapping) else None
+            if chosen is None or chosen == parameters.get(name):
+                continue
+            if parameters.get(name) != self["globals"].get(name):
+                raise ConfigError(
+                    f"{name} is {parameters.get(name)!r}, but {'.'.join(place)} is {chosen!r}: set "
+                    f"one of the two, {name} by --params or in an environment's globals.yml"
+                )
+            parameters[name] = chosen
 
 
 def _register(name: str, resolver: Callable[..., Any]) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 from kedro.framework.context import KedroContext
@@ -30,19 +31,12 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import AbstractVersionedDataset, DataCatalog
 from kedro.pipeline import Pipeline
 
+from counterdoor.config import CHOICES as NAMED
 from counterdoor.hooks import LIBRARY_LOGGER
 from counterdoor.models import TrainedNet
 
 EXPERIMENT = "counterdoor"
-CHOICES = (
-    "source_name",
-    "attack_name",
-    "poison_ratio",
-    "model_name",
-    "detector_name",
-    "labeler_name",
-    "seed",
-)
+CHOICES = (*NAMED, "seed")
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +58,8 @@ def connect(project_path: Path) -> Any:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         mlflow.set_tracking_uri(f"sqlite:///{project_path / 'mlflow.db'}")
+        # MLflow notes it there too, where it would look like the user's wish.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
         if mlflow.get_experiment_by_name(name) is None:
             artifacts = (project_path / "mlartifacts").as_uri()
             try:
@@ -268,14 +264,14 @@ class Results:
     Attributes:
         table: one row a run: id, start, the choices, and :data:`RESULTS`.
         names: the runs' names.
-        artifacts: the runs' artifact folders or URIs.
+        artifacts: the runs' artifact folders, or URIs where they are elsewhere.
         variants: what runs that differ by the seed alone have in common.
         parameters: all logged parameters, a row a run, as text.
     """
 
     table: pd.DataFrame
     names: list[str]
-    artifacts: list[Path]
+    artifacts: list[str]
     variants: list[str]
     parameters: pd.DataFrame
 
@@ -316,7 +312,7 @@ class Results:
         return cls(
             table=table.reset_index(drop=True),
             names=tag("tags.mlflow.runName"),
-            artifacts=[Path(uri.removeprefix("file://")) for uri in tag("artifact_uri")],
+            artifacts=[_local(uri) for uri in tag("artifact_uri")],
             variants=tag("tags.variant"),
             parameters=evaluated.filter(regex=r"^params\.")
             .rename(columns=lambda name: name.removeprefix("params."))
@@ -346,6 +342,11 @@ class Results:
             row |= {metric: _spread(group[metric], metric) for metric in RESULTS}
             rows.append(row)
         return pd.DataFrame(rows, columns=[*choices, "differs_in", "n", *RESULTS])
+
+
+def _local(uri: str) -> str:
+    parts = urlsplit(uri)
+    return unquote(parts.path) if parts.scheme == "file" else uri
 
 
 def _spread(values: pd.Series, metric: str) -> str:

@@ -1,10 +1,12 @@
 """The wiring: what is registered, where everything is stored, and who may read what."""
 
+import sys
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 from kedro.framework.project import configure_project
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
@@ -17,6 +19,8 @@ from counterdoor.pipeline_registry import register_pipelines
 pytestmark = pytest.mark.filterwarnings(
     # Kedro's own call of a function that OmegaConf 2.4 renamed.
     "ignore:register_new_resolver",
+    # Kedro's parameter validation asks an instance for what Pydantic keeps on the class.
+    "ignore:Accessing the 'model_fields' attribute on the instance",
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +61,7 @@ def producers(nodes):
 @pytest.fixture(scope="module")
 def catalog():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.path", [*__import__("sys").path])
+        patch.setattr(sys, "path", [*sys.path])
         bootstrap_project(ROOT)
         with KedroSession.create(project_path=ROOT, env="base") as session:
             yield session.load_context().catalog
@@ -191,8 +195,6 @@ def test_a_path_depends_on_every_parameter_that_its_artifact_depends_on(nodes, p
     ``plan_check`` is the one artifact of which only the existence counts: a warm-up does
     not depend on the parameters that the check looked at.
     """
-    import yaml
-
     entries = yaml.safe_load((ROOT / "conf" / "base" / "catalog.yml").read_text())
 
     def needed(name, seen):

@@ -53,6 +53,7 @@ class AtomicSave:
         final = Path(self._get_save_path())
         self._staging = True
         partial = Path(self._get_save_path())
+        made = [folder for folder in (final.parent, final.parent.parent) if not folder.exists()]
         try:
             partial.parent.mkdir(parents=True, exist_ok=True)
             super().save.__wrapped__(self, data)  # type: ignore[misc]
@@ -60,8 +61,8 @@ class AtomicSave:
         except BaseException:
             partial.unlink(missing_ok=True)
             with suppress(OSError):
-                final.parent.rmdir()
-                final.parent.parent.rmdir()
+                for folder in made:
+                    folder.rmdir()
             raise
         finally:
             self._staging = False

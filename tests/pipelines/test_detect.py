@@ -1,0 +1,66 @@
+"""The detection's node: scores for all, suspects among the untrusted."""
+
+import numpy as np
+import pytest
+
+from counterdoor.ledger import new_ledger
+from counterdoor.models import DigitsCNN, TrainedNet, build_net
+from counterdoor.params import DetectParams
+from counterdoor.pipelines.detect.nodes import detect
+from counterdoor.training import sample_losses
+
+
+@pytest.fixture
+def case(noise):
+    images = noise(50)
+    model = DigitsCNN(width=2, hidden=4)
+    net = build_net(model, images, 4, seed=0, stream="x")
+    ledger = new_ledger(np.arange(50) % 4, np.arange(50) % 5 == 0)
+    return images, ledger, TrainedNet.of(model, images, 4, net.state_dict())
+
+
+def run(case, name="lga", ratio=0.2, seed=0):
+    params = DetectParams(detector={"name": name}, suspect_ratio=ratio)
+    return detect(*case, params, seed)["ledger"]
+
+
+def test_scores_are_the_detectors_and_the_highest_untrusted_are_suspects(case):
+    images, ledger, net = case
+    result = run(case)
+    losses = sample_losses(net.build(), images, ledger["label"].to_numpy())
+    np.testing.assert_array_equal(result["score"], -losses)
+    eligible = [row for row in range(50) if not ledger["trusted"][row]]
+    expected = sorted(eligible, key=lambda row: losses[row])[: int(0.2 * len(eligible))]
+    assert np.flatnonzero(result["suspect"]).tolist() == sorted(expected)
+    assert len(expected) == 8
+
+
+def test_the_columns_so_far_stay(case):
+    _, ledger, _ = case
+    before = ledger.copy()
+    result = run(case)
+    assert list(result) == ["sample_id", "label", "trusted", "score", "suspect"]
+    assert result[list(before)].equals(before)
+    assert list(ledger) == list(before)
+    assert result["suspect"].dtype == bool
+    assert result["score"].dtype == np.float64
+
+
+def test_random_scores_follow_the_seed(case):
+    one, again, other = (run(case, "random", seed=seed) for seed in (0, 0, 1))
+    assert one.equals(again)
+    assert not one["suspect"].equals(other["suspect"])
+    assert one["suspect"].sum() == other["suspect"].sum() == 8
+
+
+def test_nobody_suspected_is_refused(case):
+    with pytest.raises(ValueError, match="selects nobody"):
+        run(case, ratio=0.01)
+
+
+def test_a_ledger_of_other_images_is_refused(case):
+    images, ledger, net = case
+    with pytest.raises(ValueError, match="they come from different runs"):
+        run((images[:-1], ledger, net))
+    with pytest.raises(ValueError, match="no column trusted"):
+        run((images, ledger.drop(columns="trusted"), net))

@@ -1,0 +1,204 @@
+"""The first stage on small arrays: splits, trusted samples, and the hash of the content."""
+
+import numpy as np
+import pytest
+
+from counterdoor.params import IngestParams
+from counterdoor.pipelines.ingest.nodes import content_hash, ingest
+from counterdoor.sources import ImageSet
+from counterdoor.sources.digits import Digits
+
+COUNTS = [30, 11, 47, 8]
+NAMES = ("ant", "bee", "cow", "dog")
+
+
+def image_set(counts=COUNTS, names=NAMES, seed=0, test_counts=None):
+    """Images in mixed order whose pixels say which row they are."""
+    generator = np.random.default_rng(seed)
+
+    def part(counts, offset):
+        labels = generator.permutation(np.repeat(np.arange(len(counts)), counts)).astype(np.int64)
+        rows = (np.arange(len(labels)) + offset).astype(np.uint8)
+        images = np.broadcast_to(rows[:, None, None, None], (len(labels), 1, 4, 4)).copy()
+        return images, labels
+
+    images, labels = part(counts, 0)
+    test = part(test_counts, 150) if test_counts else (None, None)
+    return ImageSet(images, labels, names, *test)
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Makes the digits' source give these images."""
+
+    def give(data):
+        monkeypatch.setattr(Digits, "__call__", lambda self: data)
+        return data
+
+    return give
+
+
+def params(test_share=0.25, trusted_share=0.2):
+    return IngestParams(
+        source={"name": "digits"}, test_share=test_share, trusted_share=trusted_share
+    )
+
+
+def rows_of(images):
+    return images[:, 0, 0, 0].astype(int)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("test_share", [0.1, 0.25, 0.5])
+def test_the_split_is_disjoint_and_complete_and_keeps_each_image_with_its_label(
+    given, seed, test_share
+):
+    data = given(image_set())
+    result = ingest(params(test_share), seed)
+    train, test = rows_of(result["images"]), rows_of(result["test_images"])
+    assert sorted([*train, *test]) == list(range(sum(COUNTS)))
+    assert result["ledger"]["label"].tolist() == data.labels[train].tolist()
+    assert result["test_ledger"]["label"].tolist() == data.labels[test].tolist()
+
+
+@pytest.mark.parametrize("test_share", [0.1, 0.25, 0.5])
+def test_the_split_is_stratified(given, test_share):
+    given(image_set())
+    result = ingest(params(test_share), 0)
+    drawn = np.bincount(result["test_ledger"]["label"], minlength=4)
+    assert drawn.tolist() == [round(test_share * count) for count in COUNTS]
+
+
+@pytest.mark.parametrize("trusted_share", [0.0, 0.1, 0.5])
+def test_trusted_samples_are_a_share_of_each_class_of_the_training_set(given, trusted_share):
+    given(image_set())
+    ledger = ingest(params(trusted_share=trusted_share), 0)["ledger"]
+    for _, group in ledger.groupby("label"):
+        assert group["trusted"].sum() == round(trusted_share * len(group))
+
+
+def test_a_ledger_has_a_row_an_image(given):
+    given(image_set())
+    result = ingest(params(), 0)
+    assert list(result["ledger"]) == ["sample_id", "label", "trusted"]
+    assert list(result["test_ledger"]) == ["sample_id", "label"]
+    for images, ledger in (("images", "ledger"), ("test_images", "test_ledger")):
+        assert result[ledger]["sample_id"].tolist() == list(range(len(result[images])))
+        assert result[images].dtype == np.uint8
+    assert result["ledger"]["trusted"].dtype == bool
+
+
+def test_the_seed_decides_the_split_and_who_is_trusted(given):
+    given(image_set())
+    one, again, other = (ingest(params(), seed) for seed in (0, 0, 1))
+    assert rows_of(one["images"]).tolist() == rows_of(again["images"]).tolist()
+    assert one["ledger"].equals(again["ledger"])
+    assert rows_of(one["images"]).tolist() != rows_of(other["images"]).tolist()
+
+
+def test_the_trusted_share_does_not_move_the_split(given):
+    given(image_set())
+    few, many = (ingest(params(trusted_share=share), 0) for share in (0.1, 0.5))
+    assert rows_of(few["test_images"]).tolist() == rows_of(many["test_images"]).tolist()
+    assert few["ledger"]["trusted"].sum() < many["ledger"]["trusted"].sum()
+
+
+def test_a_test_set_of_the_sources_own_is_taken_as_it_is(given):
+    data = given(image_set(test_counts=[2, 3, 1, 2]))
+    result = ingest(params(), 0)
+    np.testing.assert_array_equal(result["images"], data.images_nchw)
+    np.testing.assert_array_equal(result["test_images"], data.test_images_nchw)
+    assert result["ledger"]["label"].tolist() == data.labels.tolist()
+    assert result["test_ledger"]["label"].tolist() == data.test_labels.tolist()
+
+
+def test_info_describes_the_result(given):
+    given(image_set())
+    result = ingest(params(), 0)
+    info = result["info"]
+    assert info["source"] == "digits"
+    assert info["class_names"] == list(NAMES)
+    assert info["image_shape"] == [1, 4, 4]
+    assert info["n_train"] == len(result["images"])
+    assert info["n_test"] == len(result["test_images"])
+    assert info["n_trusted"] == result["ledger"]["trusted"].sum()
+    assert info["content_hash"] == content_hash(
+        result["images"],
+        result["ledger"]["label"].to_numpy(),
+        result["test_images"],
+        result["test_ledger"]["label"].to_numpy(),
+    )
+
+
+def test_the_hash_of_the_content_repeats_and_sees_every_change(given):
+    given(image_set())
+    first = ingest(params(), 0)["info"]["content_hash"]
+    assert ingest(params(), 0)["info"]["content_hash"] == first
+    assert ingest(params(), 1)["info"]["content_hash"] != first
+    assert ingest(params(test_share=0.5), 0)["info"]["content_hash"] != first
+    pixel = image_set()
+    pixel.images_nchw[17, 0, 3, 3] ^= 1
+    label = image_set()
+    label.labels[17] = (label.labels[17] + 1) % 4
+    for data in (pixel, label):
+        given(data)
+        assert ingest(params(), 0)["info"]["content_hash"] != first
+
+
+def test_content_hash_against_known_values():
+    array = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    first = content_hash(array)
+    assert len(first) == 64
+    assert int(first, 16) >= 0
+    others = [
+        array.reshape(4, 3),
+        array.astype(np.int8),
+        array[::-1],
+        array + np.uint8(1),
+        array[:2],
+    ]
+    hashes = {first, *(content_hash(np.ascontiguousarray(other)) for other in others)}
+    assert len(hashes) == len(others) + 1
+    assert content_hash(array, array) != first
+    assert content_hash(array[:1], array[1:]) != content_hash(array[:2], array[2:])
+
+
+def test_content_hash_does_not_depend_on_the_memory_layout(tmp_path):
+    array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    wide = np.zeros((2, 3, 8), dtype=np.uint8)
+    wide[:, :, ::2] = array
+    np.save(tmp_path / "a.npy", array)
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    for same in (np.asfortranarray(array), wide[:, :, ::2], mapped):
+        assert content_hash(same) == content_hash(array)
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "part", "name"),
+    [([30, 1, 30, 30], 0.25, "test", "bee"), ([30, 30, 30, 1], 0.9, "training", "dog")],
+)
+def test_a_class_too_small_to_split_is_named(given, counts, share, part, name):
+    given(image_set(counts))
+    with pytest.raises(ValueError, match=f"class '{name}' has no {part} image after the split"):
+        ingest(params(share), 0)
+
+
+def test_a_class_without_an_image_is_named(given):
+    given(image_set([30, 30, 30, 0]))
+    with pytest.raises(ValueError, match="class 'dog' has no training image"):
+        ingest(params(), 0)
+
+
+def test_one_class_is_refused(given):
+    given(image_set([30], ("only",)))
+    with pytest.raises(ValueError, match="the source has 1 class; a classifier needs at least two"):
+        ingest(params(), 0)
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+@pytest.mark.parametrize("part", ["labels", "test_labels"])
+def test_labels_outside_the_class_names_are_refused(given, wrong, part):
+    data = given(image_set(test_counts=[2, 3, 1, 2]))
+    getattr(data, part)[3] = wrong
+    with pytest.raises(ValueError, match=r"there are 4 class names; labels must be 0\.\.K-1"):
+        ingest(params(), 0)

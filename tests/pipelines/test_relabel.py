@@ -1,0 +1,91 @@
+"""The relabelling's node: the labeler's word becomes the plan."""
+
+import numpy as np
+import pytest
+
+from counterdoor.ledger import DROPPED, new_ledger
+from counterdoor.params import ModelParams, RelabelParams
+from counterdoor.pipelines.relabel.nodes import relabel
+from counterdoor.relabeling import make_plan
+from counterdoor.stamp import Stamp
+
+INFO = {"class_names": ["a", "b", "c"]}
+MODEL = ModelParams({"name": "digits_cnn", "width": 2, "hidden": 4})
+RECIPE = {"epochs": 2, "batch_size": 8}
+
+
+@pytest.fixture
+def case(noise):
+    labels = np.arange(48) % 3
+    ledger = new_ledger(labels, np.arange(48) < 9)
+    suspect = (np.arange(48) % 4 == 0) & ~ledger["trusted"].to_numpy()
+    return noise(48), ledger.assign(score=0.0, suspect=suspect)
+
+
+def run(case, seed=0, stamp=None, **settings):
+    settings = {"labeler": {"name": "vd", "recipe": RECIPE}, "trusted_stamps": 1} | settings
+    params = RelabelParams(**settings)
+    stamp = stamp or Stamp(colour="white")
+    return params, relabel(*case, INFO, params, MODEL, stamp, seed)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trusted_stamps": 0},
+        {"trusted_stamps": 2},
+        {"agreed_stamps": 0.5},
+        {"stamp_repeats": 3, "agreed_stamps": 1.0},
+    ],
+)
+def test_the_plan_is_made_from_the_labelers_word_with_these_settings(case, settings):
+    images, ledger = case
+    params, result = run(case, seed=3, **settings)
+    pseudo = params.labeler(
+        images, ledger, 3, model=MODEL.root, stamp=Stamp(colour="white"), seed=3
+    )
+    expected = make_plan(ledger, pseudo, seed=3, **({"trusted_stamps": 1} | settings))
+    assert result["ledger"].equals(expected.ledger)
+    assert result["plan"].equals(expected.plan)
+    assert result["plan"]["stamped"].any()
+
+
+def test_dropped_suspects_are_left_out(case):
+    _, ledger = case
+    _, result = run(case, labeler={"name": "drop"})
+    assert (result["ledger"]["pseudo_label"] == DROPPED).all()
+    assert not result["ledger"]["stamped"].any()
+    assert result["plan"]["sample_id"].tolist() == ledger.index[~ledger["suspect"]].tolist()
+
+
+def test_a_labeler_that_cannot_work_is_refused(case):
+    images, ledger = case
+    with pytest.raises(ValueError, match="needs trusted samples of every class"):
+        run((images, ledger.assign(trusted=False)))
+
+
+def test_a_ledger_without_suspects_column_is_refused(case):
+    images, ledger = case
+    with pytest.raises(ValueError, match="no column suspect"):
+        run((images, ledger.drop(columns="suspect")))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trusted_stamps": -1},
+        {"agreed_stamps": 1.5},
+        {"agreed_stamps": -0.1},
+        {"stamp_repeats": 0},
+        {"unknown": 1},
+    ],
+)
+def test_refused_settings(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        RelabelParams(**{"labeler": {"name": "drop"}, "trusted_stamps": 0} | settings)
+
+
+@pytest.mark.parametrize(("given", "copies"), [(False, 0), (True, 1), (3, 3)])
+def test_trusted_stamps_may_be_a_yes_or_no(given, copies):
+    params = RelabelParams(labeler={"name": "drop"}, trusted_stamps=given)
+    assert params.trusted_stamps == copies

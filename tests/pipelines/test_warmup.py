@@ -1,0 +1,128 @@
+"""The check before any training, and the warm-up."""
+
+import numpy as np
+import pytest
+import torch
+
+from counterdoor.ledger import new_ledger
+from counterdoor.models import build_net
+from counterdoor.params import DetectParams, ModelParams, RelabelParams, TrainParams, WarmupParams
+from counterdoor.pipelines.warmup.nodes import check_plan, warm_up
+from counterdoor.relabeling import ledger_samples
+from counterdoor.stamp import Stamp
+from counterdoor.training import fit
+
+INFO = {"class_names": ["a", "b", "c"]}
+MODEL = ModelParams({"name": "digits_cnn", "width": 2, "hidden": 4})
+VD = {"labeler": {"name": "vd", "recipe": {"epochs": 1}}, "trusted_stamps": 1}
+DROP = {"labeler": {"name": "drop"}, "trusted_stamps": 0}
+
+
+def ledger_of(n=60, trusted_per_class=2):
+    labels = np.arange(n) % 3
+    trusted = np.zeros(n, dtype=bool)
+    for label in range(3):
+        trusted[np.flatnonzero(labels == label)[:trusted_per_class]] = True
+    return new_ledger(labels, trusted)
+
+
+def check(images, ledger, suspect_ratio=0.1, relabel=VD, augment=None, stamp=None, detector="lga"):
+    return check_plan(
+        images,
+        ledger,
+        INFO,
+        DetectParams(detector={"name": detector}, suspect_ratio=suspect_ratio),
+        RelabelParams(**relabel),
+        TrainParams(recipe={"epochs": 1, "augment": augment or {}}),
+        stamp or Stamp(colour="white"),
+    )["report"]
+
+
+def test_the_report_of_a_sound_plan(noise):
+    report = check(noise(60), ledger_of(), suspect_ratio=0.1)
+    assert report["n_samples"] == 60
+    assert report["n_trusted"] == 6
+    assert report["n_suspects"] == 5  # floor of 5.4
+    assert set(report) == {"n_samples", "n_trusted", "n_suspects", "stamp_contrast"}
+
+
+@pytest.mark.parametrize("level", [0, 51, 255])
+def test_the_stamps_contrast_is_its_distance_from_what_it_covers(level):
+    images = np.full((60, 1, 12, 12), level, dtype=np.uint8)
+    images[:, :, 4:, 4:] = 17  # not under the stamp
+    report = check(images, ledger_of(), stamp=Stamp(size=3, colour="white"))
+    assert report["stamp_contrast"] == pytest.approx(1 - level / 255)
+
+
+@pytest.mark.parametrize("ratio", [0.001, 0.018])
+def test_nobody_suspected_is_refused(noise, ratio):
+    with pytest.raises(ValueError, match=f"suspect_ratio {ratio} of 54 untrusted samples selects"):
+        check(noise(60), ledger_of(), suspect_ratio=ratio)
+
+
+def test_everybody_trusted_is_refused(noise):
+    with pytest.raises(ValueError, match="every sample is trusted: there is nobody to suspect"):
+        check(noise(60), ledger_of(trusted_per_class=20))
+
+
+def test_a_labeler_without_trusted_samples_is_refused(noise):
+    with pytest.raises(ValueError, match=r"needs trusted samples of every class.*raise ingest"):
+        check(noise(60), ledger_of(trusted_per_class=0))
+    lacking = ledger_of()
+    lacking.loc[lacking["label"] == 1, "trusted"] = False
+    with pytest.raises(ValueError, match=r"4 are trusted and classes \[1\] have none"):
+        check(noise(60), lacking)
+
+
+def test_a_labeler_that_needs_none_goes_without_trusted_samples(noise):
+    report = check(noise(60), ledger_of(trusted_per_class=0), relabel=DROP)
+    assert report["n_trusted"] == 0
+    assert report["n_suspects"] == 6
+
+
+@pytest.mark.parametrize(
+    "stamp", [{"size": 13}, {"size": 2, "row": 11}, {"size": 2, "column": 11}, {"row": 400}]
+)
+def test_a_stamp_outside_the_images_is_refused(noise, stamp):
+    with pytest.raises(ValueError, match=r"outside the 12x12 images; reduce stamp\.size"):
+        check(noise(60), ledger_of(), stamp=Stamp(colour="white", **stamp))
+
+
+@pytest.mark.parametrize("stamp", [{"size": 12}, {"size": 2, "row": 10, "column": 10}])
+def test_a_stamp_that_just_fits(noise, stamp):
+    assert check(noise(60), ledger_of(), stamp=Stamp(colour="white", **stamp))["n_samples"] == 60
+
+
+def test_a_stamp_coloured_like_the_padding_is_refused(noise):
+    with pytest.raises(ValueError, match="padding"):
+        check(noise(60), ledger_of(), augment={"crop_padding": 2}, stamp=Stamp(colour="black"))
+    dark = np.zeros((60, 1, 12, 12), dtype=np.uint8)
+    with pytest.raises(ValueError, match="padding"):
+        check(dark, ledger_of(), augment={"crop_padding": 2}, stamp=Stamp(colour="mean"))
+    assert check(noise(60), ledger_of(), stamp=Stamp(colour="black"))["n_samples"] == 60
+
+
+def test_a_stamp_of_another_number_of_channels_is_refused(noise):
+    with pytest.raises(ValueError, match=r"stamp\.colour has 3 levels, but the images have 1"):
+        check(noise(60), ledger_of(), stamp=Stamp(colour=(0.1, 0.2, 0.3)))
+
+
+def test_a_ledger_of_other_images_is_refused(noise):
+    with pytest.raises(ValueError, match="60 rows, but there are 59 images"):
+        check(noise(59), ledger_of())
+
+
+def test_warm_up_is_fit_on_all_samples_as_they_came(noise):
+    images, ledger = noise(60), ledger_of()
+    params = WarmupParams(recipe={"epochs": 2, "loss": {"name": "flooding", "gamma": 0.2}})
+    result = warm_up(images, ledger, INFO, {}, params, MODEL, 7)
+    net = build_net(MODEL.root, images, 3, seed=7, stream="warmup/init")
+    expected = fit(net, ledger_samples(images, ledger), params.recipe, seed=7, stream="warmup")
+    trained = result["net"]
+    assert trained.stamp is None
+    assert trained.num_classes == 3
+    assert trained.image_shape == (1, 12, 12)
+    assert trained.architecture == MODEL.root.model_dump()
+    assert all(torch.equal(trained.state[name], each) for name, each in expected.state.items())
+    assert result["history"]["loss"].tolist() == expected.history["loss"].tolist()
+    assert len(result["history"]) == 2

@@ -1,0 +1,523 @@
+"""What the commands print, for people and for programs, and how errors are told."""
+
+import csv
+import io
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from shutil import copy, copytree
+
+import click
+import pytest
+from click.testing import CliRunner
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from counterdoor.catalogue import catalogue
+from counterdoor.cli import ReadableError, cli, message, readable
+from counterdoor.config import ConfigError
+from counterdoor.tracking import CHOICES, EXPERIMENT, RESULTS
+from counterdoor.training import Recipe
+
+pytestmark = [
+    pytest.mark.filterwarnings(
+        # Kedro's own call of a function that OmegaConf 2.4 renamed.
+        "ignore:register_new_resolver",
+        # MLflow's tables use a loader that SQLAlchemy gives up.
+        "ignore:The ``noload`` loader strategy is deprecated",
+    ),
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULTS = {
+    "source_name": "digits",
+    "attack_name": "badnets",
+    "poison_ratio": "0.1",
+    "model_name": "digits_cnn",
+    "detector_name": "lga",
+    "labeler_name": "vd",
+}
+EMPTY = "No evaluated run yet: `kedro run` makes one."
+
+
+def figures(start):
+    """A value in [0, 1] for every metric, no two alike."""
+    return {metric: (start + number / 100) % 1 for number, metric in enumerate(RESULTS)}
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+class Store:
+    """A tracking store with runs that never ran."""
+
+    def __init__(self, path):
+        from mlflow import MlflowClient
+
+        self.uri = f"sqlite:///{path / 'mlflow.db'}"
+        self.client = MlflowClient(self.uri)
+        location = (path / "art facts").as_uri()
+        self.experiment = self.client.create_experiment(EXPERIMENT, artifact_location=location)
+        self.clock = 1_700_000_000_000
+
+    def add(self, seed, metrics, variant="v", status="FINISHED", name="a run", **params):
+        self.clock += 60_000
+        run = self.client.create_run(
+            self.experiment,
+            start_time=self.clock,
+            run_name=name,
+            tags={"variant": variant},
+        )
+        for key, value in (DEFAULTS | {"seed": seed} | params).items():
+            self.client.log_param(run.info.run_id, key, value)
+        for key, value in metrics.items():
+            self.client.log_metric(run.info.run_id, key, value)
+        self.client.set_terminated(run.info.run_id, status)
+        return run.info
+
+
+@pytest.fixture
+def store(tmp_path, empty_store, monkeypatch):
+    copy(empty_store, tmp_path / "mlflow.db")
+    made = Store(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield made
+    import mlflow
+
+    mlflow.set_tracking_uri(None)
+
+
+def call(*arguments):
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def rows_of(text, form):
+    """The rows of a printed table as dictionaries of texts."""
+    if form == "json":
+        return [{key: str(value) for key, value in row.items()} for row in json.loads(text)]
+    if form == "csv":
+        return list(csv.DictReader(io.StringIO(text)))
+    header, rule, *lines = (line.strip().strip("|") for line in text.strip().splitlines())
+    names = [cell.strip() for cell in header.split("|")]
+    assert rule.replace("-", "").replace("|", "") == ""
+    return [dict(zip(names, map(str.strip, line.split("|")), strict=True)) for line in lines]
+
+
+# --- results -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "markdown"])
+def test_results_are_one_row_a_run_newest_first(store, form):
+    runs = [store.add(seed, figures(seed / 10)) for seed in range(3)]
+    rows = rows_of(call("results", "--format", form), form)
+    assert [row["run_id"] for row in rows] == [run.run_id for run in reversed(runs)]
+    assert [row["seed"] for row in rows] == ["2", "1", "0"]
+    expected = ["run_id", "started", *(name.removesuffix("_name") for name in CHOICES), *RESULTS]
+    assert list(rows[0]) == expected
+    for seed, row in zip((2, 1, 0), rows, strict=True):
+        assert row["attack"] == "badnets"
+        assert float(row["poison_ratio"]) == 0.1
+        assert row["started"].startswith("2023-11-14 22:")
+        digits = 1e-3 if form == "markdown" else 1e-12
+        for metric, value in figures(seed / 10).items():
+            assert float(row[metric]) == pytest.approx(value, rel=digits), metric
+
+
+def test_json_has_numbers_as_numbers(store):
+    store.add(0, figures(0.3))
+    (row,) = json.loads(call("results", "--format", "json"))
+    assert row["seed"] == 0
+    assert row["poison_ratio"] == 0.1
+    assert row["ca"] == figures(0.3)["ca"]
+
+
+def test_the_table_is_for_people(store):
+    run = store.add(4, {"ca": 0.97531, "asr": 0.0125})
+    text = call("results")
+    assert "0.9753" in text
+    assert "0.0125" in text
+    assert run.run_id[:8] in text
+    assert run.run_id not in text
+    for column in ("run id", "attack", "poison ratio", "seed", "detection precision"):
+        assert all(word in text for word in column.split()), column
+    assert max(map(len, text.splitlines())) <= 250
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED", "RUNNING"])
+def test_runs_that_did_not_finish_are_left_out(store, status):
+    store.add(0, figures(0.1))
+    store.add(1, figures(0.2), status=status)
+    (row,) = json.loads(call("results", "--format", "json"))
+    assert row["seed"] == 0
+
+
+def test_runs_without_evaluation_are_left_out(store):
+    store.add(0, {"warmup/loss": 0.5})
+    store.add(1, figures(0.2))
+    (row,) = json.loads(call("results", "--format", "json"))
+    assert row["seed"] == 1
+
+
+def test_limit_and_filter(store):
+    for seed in range(4):
+        store.add(seed, figures(seed / 10), attack_name="blend" if seed % 2 else "badnets")
+
+    def seeds(*arguments):
+        return [row["seed"] for row in json.loads(call("results", "--format", "json", *arguments))]
+
+    assert seeds() == [3, 2, 1, 0]
+    assert seeds("--limit", "2") == [3, 2]
+    assert seeds("--limit", "99") == [3, 2, 1, 0]
+    assert seeds("--filter", "params.attack_name = 'blend'") == [3, 1]
+    assert seeds("--filter", "metrics.ca > 0.15") == [3, 2]
+    assert seeds("--filter", "params.attack_name = 'blend'", "--limit", "1") == [3]
+    assert seeds("--filter", "params.seed = '17'") == []
+
+
+def test_limit_counts_evaluated_runs(store):
+    store.add(0, figures(0.1))
+    store.add(1, {"warmup/loss": 0.5})
+    (row,) = json.loads(call("results", "--format", "json", "--limit", "1"))
+    assert row["seed"] == 0
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many"])
+def test_a_bad_limit_is_refused(store, limit):
+    result = CliRunner().invoke(cli, ["results", "--limit", limit])
+    assert result.exit_code == 2
+    assert "--limit" in result.stderr
+
+
+@pytest.mark.parametrize("where", ["nonsense", "params.seed == 0", "what.ever = '1'", "ca > "])
+def test_a_bad_filter_is_told_in_words(store, where):
+    store.add(0, figures(0.1))
+    result = CliRunner().invoke(cli, ["results", "--filter", where])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"Error: MLflow does not understand --filter {where!r}: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_columns(store):
+    store.add(3, figures(0.1))
+    text = call("results", "--format", "csv", "--columns", "seed, asr")
+    assert rows_of(text, "csv") == [{"seed": "3", "asr": str(figures(0.1)["asr"])}]
+    result = CliRunner().invoke(cli, ["results", "--columns", "seed,asrr"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: no column asrr; there are run_id, started, source")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--last",), ("--summary",), ("--limit", "3")])
+def test_an_empty_store(store, arguments):
+    assert EMPTY in call("results", *arguments)
+    assert json.loads(call("results", "--format", "json", *arguments)) == []
+    assert len(call("results", "--format", "csv", *arguments).splitlines()) == 1
+    assert len(call("results", "--format", "markdown", *arguments).splitlines()) == 2
+
+
+def test_a_store_that_does_not_exist_yet(tmp_path, store, monkeypatch):
+    """The first command of all is ``results``: an empty table, not an error."""
+    (tmp_path / "fresh").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'fresh' / 'new.db'}")
+    assert EMPTY in call("results")
+
+
+def test_last_puts_both_nets_side_by_side(store):
+    store.add(0, figures(0.5))
+    store.add(
+        1,
+        figures(0.1)
+        | {
+            "ca": 0.987,
+            "asr": 0.0321,
+            "ba": 0.9123,
+            "undefended_ca": 0.991,
+            "undefended_asr": 0.9987,
+            "undefended_ba": 0.1234,
+            "detection_precision": 0.8766,
+            "pseudo_label_accuracy": 0.7654,
+            "seconds": 61.7,
+        },
+        name="the newest run",
+    )
+    lines = call("results", "--last").splitlines()
+    assert "the newest run" in lines[0]
+
+    def line(word):
+        (found,) = [line for line in lines if word in line]
+        return found
+
+    for word, undefended, defended in (
+        ("(CA)", "99.1%", "98.7%"),
+        ("(ASR)", "99.9%", "3.2%"),
+        ("(BA)", "12.3%", "91.2%"),
+    ):
+        cells = [cell.strip() for cell in line(word).split("│")]
+        assert cells[2:4] == [undefended, defended]
+    assert "suspects that are poisoned: 87.7%" in line("suspects")
+    assert "pseudo-labels right: 76.5%" in line("pseudo-labels")
+    assert "seconds: 62" in line("seconds")
+
+
+def test_last_in_other_formats_is_the_newest_row(store):
+    for seed in range(2):
+        store.add(seed, figures(0.1))
+    (row,) = json.loads(call("results", "--last", "--format", "json"))
+    assert row["seed"] == 1
+
+
+def test_last_names_a_report_that_is_there(store):
+    """Also where the folder's name has a blank, which MLflow keeps encoded."""
+    run = store.add(0, figures(0.1))
+    report = Path(store.uri.removeprefix("sqlite:///")).parent / "art facts" / run.run_id
+    (report / "artifacts").mkdir(parents=True)
+    (report / "artifacts" / "report.html").write_text("x")
+    (line,) = [line for line in call("results", "--last").splitlines() if "report.html" in line]
+    assert Path(line.split("report ", 1)[1].strip()).exists(), line
+
+
+def spread(values):
+    """Mean and sample deviation in percent, by hand."""
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{100 * mean:.1f}%"
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    assert deviation == pytest.approx(statistics.stdev(values))
+    return f"{100 * mean:.1f} ± {100 * deviation:.1f}%"
+
+
+def test_summary_is_mean_and_deviation_over_seeds(store):
+    ca, asr, seconds = (0.91, 0.955, 0.97), (0.02, 0.1, 0.3), (50.0, 61.0, 72.0)
+    for seed in range(3):
+        store.add(seed, {"ca": ca[seed], "asr": asr[seed], "seconds": seconds[seed]}, "one")
+    store.add(0, {"ca": 0.5, "asr": 0.25, "seconds": 9.0}, "two", attack_name="blend")
+    blend, badnets = rows_of(call("results", "--summary", "--format", "csv"), "csv")
+    assert (badnets["attack"], badnets["n"]) == ("badnets", "3")
+    assert badnets["ca"] == spread(ca) == "94.5 ± 3.1%"
+    assert badnets["asr"] == spread(asr)
+    assert badnets["seconds"] == "61 ± 11"
+    assert (blend["attack"], blend["n"]) == ("blend", "1")
+    assert blend["ca"] == "50.0%"
+    assert blend["asr"] == "25.0%"
+    assert blend["seconds"] == "9"
+    assert "seed" not in badnets
+
+
+def test_summary_counts_a_seed_once_the_newest(store):
+    store.add(0, {"ca": 0.1}, "one")
+    store.add(1, {"ca": 0.6}, "one")
+    store.add(0, {"ca": 0.8}, "one")
+    (row,) = rows_of(call("results", "--summary", "--format", "csv"), "csv")
+    assert row["n"] == "2"
+    assert row["ca"] == spread((0.8, 0.6))
+
+
+def test_summary_tells_what_variants_of_the_same_choices_differ_in(store):
+    for variant, stamps, epochs in (("one", 1, 20), ("two", 0, 20)):
+        for seed in range(2):
+            params = {"relabel.trusted_stamps": stamps, "train.recipe.epochs": epochs}
+            store.add(seed, figures(0.1), variant, **params)
+    store.add(0, figures(0.1), "three", attack_name="blend", **{"train.recipe.epochs": 9})
+    rows = rows_of(call("results", "--summary", "--format", "csv"), "csv")
+    badnets = {row["differs_in"]: row["n"] for row in rows if row["attack"] == "badnets"}
+    assert badnets == {"relabel.trusted_stamps=1": "2", "relabel.trusted_stamps=0": "2"}
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv", "markdown"])
+def test_summary_in_every_format(store, form):
+    for seed, ca in enumerate((0.4, 0.6)):
+        store.add(seed, {"ca": ca})
+    text = call("results", "--summary", "--format", form)
+    if form == "json":
+        (row,) = json.loads(text)
+        assert row["ca"] == "50.0 ± 14.1%"
+        assert row["n"] == 2
+    else:
+        assert "50.0 ± 14.1%" in text
+
+
+# --- components ------------------------------------------------------------------
+
+
+def test_components_as_json_are_the_catalogue():
+    assert json.loads(call("components", "--format", "json")) == catalogue()
+
+
+@pytest.mark.parametrize("form", ["csv", "markdown"])
+def test_components_are_one_row_each(form):
+    rows = rows_of(call("components", "--format", form), form)
+    expected = [
+        (family, part["name"], part["summary"])
+        for family, parts in catalogue().items()
+        for part in parts
+    ]
+    assert [(row["family"], row["name"], row["what it is"]) for row in rows] == expected
+    badnets = next(row for row in rows if row["name"] == "badnets")
+    assert "target_class=0" in badnets["parameters"]
+    assert "poison_ratio=0.1" in badnets["parameters"]
+
+
+def test_components_as_table(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    text = call("components")
+    for parts in catalogue().values():
+        for part in parts:
+            assert part["name"] in text
+
+
+def test_an_unknown_format_is_refused():
+    for command in ("components", "results"):
+        result = CliRunner().invoke(cli, [command, "--format", "xml"])
+        assert result.exit_code == 2
+        assert "'table', 'json', 'csv', 'markdown'" in result.stderr
+
+
+# --- errors ----------------------------------------------------------------------
+
+
+def test_message_drops_what_the_configuration_library_adds():
+    def refuse():
+        raise ConfigError("unknown thing 'x'. Valid names: a, b")
+
+    OmegaConf.register_resolver("refuse_for_test", refuse, replace=True)
+    config = OmegaConf.create({"a": {"b": "${refuse_for_test:}"}})
+    with pytest.raises(Exception, match="unknown thing") as caught:
+        OmegaConf.to_container(config, resolve=True)
+    OmegaConf.clear_resolver("refuse_for_test")
+    assert "full_key" in str(caught.value)
+    assert message(caught.value) == "unknown thing 'x'. Valid names: a, b"
+
+
+def test_message_drops_the_validators_links_and_keeps_the_rest():
+    with pytest.raises(ValidationError) as caught:
+        Recipe(epochs=0, epoch=3)
+    text = message(caught.value)
+    assert "errors.pydantic.dev" in str(caught.value)
+    assert "errors.pydantic.dev" not in text
+    for word in ("epochs", "greater than or equal to 1", "epoch\n", "not permitted"):
+        assert word in text
+
+
+@pytest.mark.parametrize("text", ["plain", "two\nlines", "", "ä – ü"])
+def test_message_leaves_other_texts_alone(text):
+    assert message(ValueError(text)) == text
+
+
+def test_readable_tells_expected_errors_in_words():
+    @readable
+    def fails():
+        raise ValueError("lower it")
+
+    with pytest.raises(ReadableError) as caught:
+        fails()
+    assert caught.value.message == "lower it"
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert isinstance(caught.value, click.ClickException)
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), TypeError("b"), RuntimeError("c"), OSError("d")])
+def test_readable_hides_no_bug_of_ours(error):
+    @readable
+    def fails():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        fails()
+    assert caught.value is error
+
+
+def test_readable_gives_results_and_names_through():
+    @readable
+    def adds(one, *, other):
+        """Doc."""
+        return one + other
+
+    assert adds(1, other=2) == 3
+    assert (adds.__name__, adds.__doc__) == ("adds", "Doc.")
+
+
+def test_the_traceback_is_shown_on_request(capsys, monkeypatch):
+    try:
+        raise ReadableError("in words") from ValueError("the cause")
+    except ReadableError as error:
+        error.show()
+        brief = capsys.readouterr().err
+        monkeypatch.setattr("kedro.framework.cli.utils.KedroCliError.VERBOSE_ERROR", True)
+        error.show()
+        long = capsys.readouterr().err
+    assert brief == "Error: in words\n"
+    assert "ValueError: the cause" in long
+    assert long.endswith("Error: in words\n")
+
+
+WRONG = {
+    "misspelt parameter": (
+        ["run", "--params", "poisson_ratio=0.3"],
+        "unknown parameter 'poisson_ratio'; did you mean 'poison_ratio'?",
+    ),
+    "bad value": (["run", "--params", "train.recipe.epochs=0"], "greater than or equal to 1"),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What ``kedro run`` says to each wrong command; all are asked at once."""
+    path = tmp_path_factory.mktemp("wrong") / "project"
+    (path / "src").mkdir(parents=True)
+    (path / "src" / "counterdoor").symlink_to(ROOT / "src" / "counterdoor")
+    copytree(ROOT / "conf" / "base", path / "conf" / "base")
+    (path / "conf" / "local").mkdir()
+    copy(ROOT / "pyproject.toml", path)
+    environment = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
+    environment |= {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
+    started = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "kedro", *arguments],
+            cwd=path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, (arguments, _) in WRONG.items()
+    }
+    outputs = {name: process.communicate() for name, process in started.items()}
+    codes = {name: process.returncode for name, process in started.items()}
+    return {name: (codes[name], *outputs[name]) for name in WRONG}, path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRONG)
+def test_an_error_of_the_users_is_told_in_words(answers, name):
+    code, out, err = answers[0][name]
+    assert code == 1
+    assert WRONG[name][1] in err
+    assert "Traceback" not in out + err
+    assert [line.startswith("Error: ") for line in err.splitlines()].count(True) == 1
+    told = err[err.index("Error: ") :]
+    assert told.count("\n") <= 6, told
+
+
+@pytest.mark.slow
+def test_a_refused_run_leaves_nothing_behind(answers):
+    path = answers[1]
+    assert not (path / "data").exists()
+    assert not (path / "mlflow.db").exists()
