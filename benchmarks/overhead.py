@@ -71,7 +71,8 @@ def project_copy(folder: Path) -> Path:
     for name in ("pyproject.toml", ".telemetry"):
         shutil.copy(ROOT / name, folder / name)
     (folder / "data").mkdir()
-    (folder / "src").symlink_to(ROOT / "src")
+    (folder / "src").mkdir()  # a link in its place would lie outside the project for Kedro
+    (folder / "src" / "counterdoor").symlink_to(ROOT / "src" / "counterdoor")
     return folder
 
 
