@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import logging
 import os
 import signal
 import sqlite3
@@ -14,6 +15,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copy, copytree, rmtree
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -27,7 +30,7 @@ from PIL import Image
 
 from counterdoor.hooks import ensure_writable
 from counterdoor.io import JSONDataset
-from counterdoor.tracking import EXPERIMENT, commit_tags
+from counterdoor.tracking import EXPERIMENT, TrackingHooks, _MetricsHandler, commit_tags
 
 pytestmark = [
     pytest.mark.filterwarnings(
@@ -672,6 +675,30 @@ def state_of(database):
         return None, 0
 
 
+@pytest.mark.parametrize(
+    ("sent", "stop"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_signal_lost_in_a_destructor_stops_the_run_at_the_next_epoch(sent, stop, monkeypatch):
+    lost = []
+
+    class Unlucky:
+        def __del__(self):
+            signal.raise_signal(sent)
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: lost.append(report.exc_type))
+    hooks = TrackingHooks()
+    hooks._handler = _MetricsHandler(SimpleNamespace(MlflowClient=Mock(), entities=Mock()), "run")
+    hooks._catch_signals()
+    try:
+        Unlucky()
+    finally:
+        for number, former in hooks._signals.items():
+            signal.signal(number, former)
+    assert lost == [stop]
+    with pytest.raises(stop):
+        hooks._handler.handle(logging.makeLogRecord({"metrics": {}}))
+
+
 @pytest.mark.slow
 def test_ctrl_c_and_sigterm_mark_the_run_as_killed(tmp_path, small):
     """Both at once, in copies of their own, while a net is being trained."""
@@ -702,7 +729,11 @@ def test_ctrl_c_and_sigterm_mark_the_run_as_killed(tmp_path, small):
         for sent, (_, process) in started.items():
             process.send_signal(sent)
         for path, process in started.values():
-            output, _ = process.communicate()
+            try:
+                output, _ = process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                pytest.fail(f"the signal was lost: {process.communicate()[0]}")
             assert process.returncode != 0, output
             assert state_of(path / "mlflow.db")[0] == "KILLED", output
             folders = {each.name for each in (path / "data").rglob("*")}

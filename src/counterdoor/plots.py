@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from counterdoor.ledger import DROPPED
@@ -62,13 +62,18 @@ def plot_samples(
     }
     n = len(images_nchw)
     figure = _figure(max(3.2, 1.1 + 1.15 * n), 5.1)
-    axes = figure.subplots(len(rows), n, squeeze=False)
-    for line, (name, shown) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(line, shown, strict=True):
-            _show_image(axis, image)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    for axis, label in zip(axes[0], labels, strict=True):
-        axis.set_title(_short(class_names[label], 14), fontsize=9, parse_math=False)
+    axis = figure.subplots()
+    lefts, tops = 1.1 * np.arange(n), 1.1 * _height(images_nchw) * np.arange(len(rows))
+    for top, shown in zip(tops, rows.values(), strict=True):
+        for left, image in zip(lefts, shown, strict=True):
+            _show_image(axis, image, left, top)
+    names = [_short(class_names[label], 14) for label in labels]
+    axis.xaxis.tick_top()
+    axis.set_xticks(lefts + 0.5, names, fontsize=9, parse_math=False)
+    axis.set_yticks(tops + _height(images_nchw) / 2, list(rows))
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set(xlim=(-0.05, lefts[-1] + 1.05), ylim=(tops[-1] + _height(images_nchw) + 0.05, -0.05))
     return figure
 
 
@@ -100,17 +105,22 @@ def plot_suspects(
     figure = _figure(max(4.0, 1.2 * columns), 1.0 + 1.45 * lines)
     title = f"{len(rows)} of {len(suspects)} suspects, the most suspicious first"
     figure.suptitle(title if len(rows) else "no sample is a suspect", fontsize=11)
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    axis = figure.subplots()
+    axis.set_axis_off()
     given, pseudo = (ledger[name].to_numpy()[rows] for name in ("label", "pseudo_label"))
-    for axis, row, image, old, new in zip(
-        axes, rows, images_nchw[rows], given, pseudo, strict=False
-    ):
-        _show_image(axis, image)
-        axis.set_title(_relabelling(old, new, class_names), fontsize=8, parse_math=False)
-        for spine in axis.spines.values():
-            spine.set(edgecolor=POISONED if is_poisoned[row] else CLEAN, linewidth=3)
-    for axis in axes[len(rows) :]:
-        axis.set_axis_off()
+    wide, high = 1.15, _height(images_nchw) + 0.4
+    for place, (row, image) in enumerate(zip(rows, images_nchw[rows], strict=True)):
+        left, top = wide * (place % columns), high * (place // columns)
+        _show_image(axis, image, left, top)
+        colour = POISONED if is_poisoned[row] else CLEAN
+        axis.add_patch(
+            Rectangle((left, top), 1, _height(images_nchw), fill=False, ec=colour, linewidth=3)
+        )
+        title = _relabelling(given[place], pseudo[place], class_names)
+        axis.text(
+            left + 0.5, top - 0.04, title, ha="center", va="bottom", fontsize=8, parse_math=False
+        )
+    axis.set(xlim=(-0.05, wide * columns), ylim=(high * lines - 0.35, -0.4))
     frames = [
         Patch(fill=False, edgecolor=colour, linewidth=3, label=name)
         for colour, name in ((POISONED, "poisoned"), (CLEAN, "clean"))
@@ -321,12 +331,17 @@ def _colours(names: Iterable[str]) -> dict[str, str]:
     return {name: NETS[name] if name in NETS else next(others) for name in names}
 
 
-def _show_image(axis: Axes, image_chw: np.ndarray) -> None:
-    """Draw one image, levels in [0, 255], shape (C, H, W), with the frame but no ticks."""
+def _show_image(axis: Axes, image_chw: np.ndarray, left: float, top: float) -> None:
+    """Draw one image, levels in [0, 255], shape (C, H, W), 1 wide; an axis each would be slow."""
     levels = image_chw[0] if len(image_chw) == 1 else image_chw.transpose(1, 2, 0)
     smooth = "nearest" if max(levels.shape) <= 64 else "auto"
-    axis.imshow(levels, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
-    axis.set(xticks=[], yticks=[])
+    place = (left, left + 1, top + _height(image_chw), top)
+    axis.imshow(levels, cmap="gray", vmin=0, vmax=255, interpolation=smooth, extent=place)
+
+
+def _height(images: np.ndarray) -> float:
+    """Height of images, shape (…, H, W), that are drawn 1 wide."""
+    return float(images.shape[-2] / images.shape[-1])
 
 
 def _relabelling(given: int, pseudo: int, class_names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ import os
 import platform
 import signal
 import subprocess
-import sys
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ from counterdoor.models import TrainedNet
 
 EXPERIMENT = "counterdoor"
 CHOICES = (*NAMED, "seed")
+WRITE_SECONDS = 2.0
+"""The metrics of epochs reach MLflow at most so often, so that curves are live but cheap."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ def connect(project_path: Path) -> Any:
     import mlflow
 
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    # Looking for a Databricks job, MLflow would import IPython.
+    os.environ.setdefault("MLFLOW_ENABLE_SGC_RUN_RESUMPTION_FOR_DATABRICKS_JOBS", "false")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     if not os.environ.get("MLFLOW_TRACKING_URI"):
@@ -81,7 +85,7 @@ class TrackingHooks:
         self._run_id: str | None = None
         self._catalog: DataCatalog | None = None
         self._handler: _MetricsHandler | None = None
-        self._sigterm: Any = None
+        self._signals: dict[int, Any] = {}
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -101,7 +105,7 @@ class TrackingHooks:
         run = self._mlflow.start_run(run_name=run_name(self._parameters))
         self._run_id = run.info.run_id
         atexit.register(self._end, "KILLED")
-        self._catch_sigterm()
+        self._catch_signals()
         selected = run_params.get("pipeline_names") or run_params.get("pipeline_name")
         tags = {
             "kedro.run_id": run_params.get("run_id") or run_params.get("session_id"),
@@ -115,7 +119,7 @@ class TrackingHooks:
         self._mlflow.log_params(flatten(self._parameters))
         for name in sorted(pipeline.inputs()):
             self._note_input(name)
-        self._handler = _MetricsHandler(self._mlflow)
+        self._handler = _MetricsHandler(self._mlflow, self._run_id)
         logging.getLogger(LIBRARY_LOGGER).addHandler(self._handler)
 
     @hook_impl
@@ -156,20 +160,29 @@ class TrackingHooks:
             return
         self._run_id = None
         atexit.unregister(self._end)
-        if self._sigterm is not None:
-            signal.signal(signal.SIGTERM, self._sigterm)
-            self._sigterm = None
+        for number, former in self._signals.items():
+            signal.signal(number, former)
+        self._signals = {}
         if self._handler is not None:
             logging.getLogger(LIBRARY_LOGGER).removeHandler(self._handler)
+            self._handler.flush()
             self._handler = None
         self._mlflow.end_run(status)
 
-    def _catch_sigterm(self) -> None:
+    def _catch_signals(self) -> None:
         # SystemExit unwinds as Ctrl-C does, so that the exit handler can mark the run KILLED.
         try:
-            self._sigterm = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._signals[number] = signal.signal(number, self._stop)
         except ValueError:
-            logger.debug("not in the main thread: SIGTERM is left alone")
+            logger.debug("not in the main thread: signals are left alone")
+
+    def _stop(self, number: int, _: object) -> None:
+        stop = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+        if self._handler is not None:
+            self._handler.stop = stop
+        raise stop
 
     def _note_input(self, name: str) -> None:
         dataset = self._catalog[name] if self._catalog is not None else None
@@ -382,15 +395,40 @@ def _mlflow_metadata(dataset: Any) -> str | None:
 
 
 class _MetricsHandler(logging.Handler):
-    """Forwards the records of trainings to the active MLflow run, one batch an epoch."""
+    """Forwards the records of trainings to the active MLflow run, every few seconds.
 
-    def __init__(self, mlflow: Any) -> None:
+    A short epoch takes less time than a write to the store does.
+    """
+
+    def __init__(self, mlflow: Any, run_id: str) -> None:
         super().__init__()
-        self._mlflow = mlflow
+        self._client = mlflow.MlflowClient()
+        self._metric = mlflow.entities.Metric
+        self._run_id = run_id
+        self._waiting: list[Any] = []
+        self.stop: BaseException | None = None
+        """Raised at the next epoch: Python loses what a signal raises in a destructor."""
+        self._written = time.monotonic()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.stop is not None:
+            raise self.stop
         metrics = getattr(record, "metrics", None)
-        if metrics is not None:
-            stream, step = record.stream, record.step  # type: ignore[attr-defined]
-            named = {f"{stream}/{key}": value for key, value in metrics.items() if key != "seconds"}
-            self._mlflow.log_metrics(named, step=step)
+        if metrics is None:
+            return
+        stream, step = record.stream, record.step  # type: ignore[attr-defined]
+        now = int(1000 * record.created)
+        self._waiting += [
+            self._metric(f"{stream}/{key}", value, now, step)
+            for key, value in metrics.items()
+            if key != "seconds"
+        ]
+        if time.monotonic() - self._written >= WRITE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits; MLflow takes 1,000 metrics at a time."""
+        waiting, self._waiting = self._waiting, []
+        for start in range(0, len(waiting), 1000):
+            self._client.log_batch(self._run_id, metrics=waiting[start : start + 1000])
+        self._written = time.monotonic()
