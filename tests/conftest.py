@@ -1,7 +1,9 @@
 """Small shared fixtures. Real images where learning is tested, noise where arithmetic is."""
 
+import hashlib
 import io
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets import CIFAR10
 
 from counterdoor.component import Component
 from counterdoor.ledger import new_ledger
-from counterdoor.sources import Digits, ImageSet
+from counterdoor.sources import Cifar10, Digits, ImageSet
 
 torch.set_num_threads(1)  # nets this small are slower on several, above all on busy cores
 
@@ -135,10 +138,36 @@ def parquet_set(tmp_path: Path, noise: Callable[..., np.ndarray]) -> ParquetSet:
 
 
 @pytest.fixture
-def make_component(parquet_set: ParquetSet) -> Callable[..., Component]:
+def cifar_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Noise in the layout of CIFAR-10's archive, whose checksums torchvision is told."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    generator = np.random.default_rng(5)
+    checksums = {}
+
+    def write(name: str, content: dict[str, object]) -> None:
+        (folder / name).write_bytes(pickle.dumps(content))
+        checksums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    for name in [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]:
+        data = generator.integers(0, 256, (10, 3 * 32 * 32), dtype=np.uint8)
+        write(name, {"data": data, "labels": generator.permutation(10).tolist()})
+    names = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    write("batches.meta", {"label_names": names})
+    for part in ("train_list", "test_list"):
+        files = [[name, checksums[name]] for name, _ in getattr(CIFAR10, part)]
+        monkeypatch.setattr(CIFAR10, part, files)
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": checksums["batches.meta"]})
+    return tmp_path
+
+
+@pytest.fixture
+def make_component(parquet_set: ParquetSet, cifar_folder: Path) -> Callable[..., Component]:
     """Builds any component at its defaults; only a source of files needs to be told where."""
 
     def make(kind: type[Component], **settings: object) -> Component:
+        if kind is Cifar10:
+            settings = {"path": str(cifar_folder), "download": False, **settings}
         if "path" in kind.model_fields:
             settings = {"path": str(parquet_set.path), **settings}
         return kind(**settings)

@@ -73,6 +73,43 @@ def test_crop_reaches_both_edges(images):
     assert {0, 1, 2} == set(offsets[0]) == set(offsets[1])
 
 
+def slow_mirror(index, size):
+    """Walk from outside to the edge and back in again."""
+    if index < 0:
+        return -index
+    return index if index < size else 2 * (size - 1) - index
+
+
+@pytest.mark.parametrize("padding", [1, 2, 4])
+def test_crop_mirrored_at_the_edge(images, padding):
+    n, _, height, width = images.shape
+    offsets = torch.randint(2 * padding + 1, (2, n), generator=seeded()).tolist()
+    expected = torch.empty_like(images)
+    for i in range(n):
+        for y in range(height):
+            for x in range(width):
+                from_y = slow_mirror(y + offsets[0][i] - padding, height)
+                from_x = slow_mirror(x + offsets[1][i] - padding, width)
+                expected[i, :, y, x] = images[i, :, from_y, from_x]
+    assert torch.equal(random_crop(images, padding, seeded(), "reflect"), expected)
+    augment = Augment(crop_padding=padding, crop_fill="reflect")
+    assert torch.equal(augment(images, seeded()), expected)
+
+
+def test_an_image_too_small_to_be_mirrored_is_refused(images):
+    with pytest.raises(ValueError, match="crop_padding 5 cannot mirror images of 6x5"):
+        Augment(crop_padding=5, crop_fill="reflect")(images, seeded())
+
+
+@pytest.mark.parametrize("fill", ["black", "reflect"])
+def test_bytes_are_augmented_as_floats_are(images, fill):
+    bytes_nchw = (images * 255).to(torch.uint8)
+    augment = Augment(crop_padding=2, crop_fill=fill, flip=True, cutout=3)
+    augmented = augment(bytes_nchw, seeded())
+    assert augmented.dtype == torch.uint8
+    assert torch.equal(augmented.float(), augment(bytes_nchw.float(), seeded()))
+
+
 def test_flip(images):
     original = images.clone()
     flipped = random_flip(images, seeded())
@@ -146,7 +183,11 @@ def test_off_by_default_and_no_draw(images):
     assert torch.equal(generator.get_state(), seeded().get_state())
 
 
-@pytest.mark.parametrize("settings", [{"crop_padding": -1}, {"cutout": -1}, {"rotate": 3}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"crop_padding": -1}, {"cutout": -1}, {"crop_fill": "grey"}, {"rotate": 3}],
+    ids=str,
+)
 def test_refused_settings(settings):
     with pytest.raises(ValidationError, match=next(iter(settings))):
         Augment(**settings)
@@ -176,6 +217,14 @@ def test_the_mean_of_dark_images_looks_like_padding_too():
 @pytest.mark.parametrize("colour", ["white", "mean", (0.0, 0.03)], ids=str)
 def test_a_stamp_that_differs_from_padding_is_accepted(augment, colour):
     augment.check_stamp(Stamp(colour=colour), MEAN)
+
+
+def test_mirrored_padding_has_no_colour_of_its_own():
+    Augment(crop_padding=4, crop_fill="reflect").check_stamp(Stamp(colour="black"), MEAN)
+    with pytest.raises(ValueError, match="no signal"):
+        Augment(crop_padding=4, crop_fill="reflect", cutout=2).check_stamp(
+            Stamp(colour="black"), MEAN
+        )
 
 
 def test_without_padding_any_colour_is_accepted():

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from counterdoor.catalogue import catalogue
 from counterdoor.cli import ReadableError, cli, message, readable
 from counterdoor.config import ConfigError
+from counterdoor.recipe import Recipe
 from counterdoor.tracking import CHOICES, EXPERIMENT, RESULTS
-from counterdoor.training import Recipe
 
 pytestmark = [
     pytest.mark.filterwarnings(

@@ -11,8 +11,8 @@ from counterdoor.component import Component, Config, members
 from counterdoor.detectors import LGA, Detector, Random
 from counterdoor.labelers import VD, Labeler
 from counterdoor.models import DigitsCNN, Model
+from counterdoor.recipe import Cosine, Flooding, LossTransform, Recipe, Schedule, Steps
 from counterdoor.sources import Parquet, Source
-from counterdoor.training import Cosine, Flooding, LossTransform, Recipe, Schedule, Steps
 
 FAMILIES = {
     "source": Source,

@@ -33,6 +33,7 @@ FIRST_READ = {
     "attack": "attack",
     "model_name": "warmup",
     "model": "warmup",
+    "engine": "warmup",
     "warmup": "warmup",
     "detector_name": "detect",
     "detect": "detect",
@@ -137,7 +138,7 @@ def test_a_path_changes_with_its_own_and_earlier_parameters_and_with_no_later_on
 
 
 @pytest.mark.parametrize(
-    "key", ["ingest", "attack", "model", "warmup", "detect", "relabel", "stamp", "train"]
+    "key", ["ingest", "attack", "model", "engine", "warmup", "detect", "relabel", "stamp", "train"]
 )
 def test_an_added_key_changes_the_path(key):
     values = chosen()
@@ -224,9 +225,9 @@ def test_a_run_parameter_that_cannot_be_part_of_a_path_is_refused(conf, bad):
 
 
 NAMES = {
-    "source_name": ["digits", "parquet"],
+    "source_name": ["cifar10", "digits", "parquet"],
     "attack_name": ["badnets", "blend"],
-    "model_name": ["digits_cnn", "resnet18"],
+    "model_name": ["compact", "digits_cnn", "resnet18"],
     "detector_name": ["lga", "random"],
     "labeler_name": ["drop", "vd"],
 }

@@ -675,6 +675,60 @@ def state_of(database):
         return None, 0
 
 
+def final_nets(path):
+    """Newest defended and undefended net of a project, as bytes, and its metrics."""
+    files = {}
+    for name in ("defended_net.safetensors", "undefended_net.safetensors", "metrics.json"):
+        found = sorted((path / "data").rglob(f"{name}/*/{name}"), key=lambda file: file.parent.name)
+        files[name] = found[-1].read_bytes() if found else None
+    return files
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_it_ends_with_the_same_nets(tmp_path, small):
+    """Killed as soon as the named training has been saved; nothing can be tidied up."""
+    longer = {"epochs": 12}
+    settings = small | {"warmup": {"recipe": longer}, "train": {"recipe": longer}}
+    command = [sys.executable, "-m", "kedro", "run"]
+    environment = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
+    environment |= {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "true"}
+
+    def run(path):
+        return subprocess.Popen(
+            command,
+            cwd=path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    whole = copy_project(tmp_path / "whole", settings).path
+    cut = copy_project(tmp_path / "cut", settings).path
+    undisturbed = run(whole)
+    for stream in ("warmup", "defended"):
+        process = run(cut)
+        while not list((cut / "data" / "checkpoints").rglob(f"{stream}-*.safetensors")):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert final_nets(cut)["metrics.json"] is None
+    process = run(cut)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "undefended epoch" not in output, "the twin was trained before the kill"
+    assert "defended epoch 12/12" in output
+    expected, _ = undisturbed.communicate()
+    assert undisturbed.returncode == 0, expected
+    assert final_nets(cut) == final_nets(whole)
+    assert not (cut / "data" / "checkpoints").exists()
+    catalog = Project(cut).catalog()
+    for name in catalog.filter():
+        if "params:" not in name and name != "parameters":
+            catalog.load(name)
+
+
 @pytest.mark.parametrize(
     ("sent", "stop"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
 )

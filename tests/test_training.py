@@ -2,131 +2,35 @@
 
 import logging
 import math
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from torch import nn
 
 from counterdoor.augment import Augment
+from counterdoor.engine import Engine
+from counterdoor.feed import Samples
 from counterdoor.models import DigitsCNN, NormalisedNet, ResNet18, build_net
+from counterdoor.recipe import Flooding, Recipe, Steps, Triangle
 from counterdoor.seeding import torch_generator
 from counterdoor.stamp import Stamp
 from counterdoor.training import (
-    Cosine,
-    CrossEntropy,
     Fit,
-    Flooding,
-    Recipe,
-    Samples,
-    Steps,
-    choose_device,
     fit,
     predict_classes,
     predict_logits,
     sample_losses,
 )
 
+CPU = Engine(accelerator="cpu")
 MODEL = DigitsCNN(width=4)
 WHITE = Stamp(size=2, row=1, column=2, colour="white")
 
 
-# --- loss transforms and schedules -------------------------------------------------------
-
-
-@pytest.mark.parametrize("tail", [0, 5, 80])
-@pytest.mark.parametrize("epochs", [1, 7, 100])
-def test_cosine(tail, epochs):
-    for epoch in range(epochs):
-        expected = (1 + math.cos(math.pi * epoch / (epochs + tail))) / 2
-        assert Cosine(tail_epochs=tail)(epoch, epochs) == pytest.approx(expected, abs=1e-12)
-
-
-def test_cosine_falls_from_one_towards_zero():
-    factors = [Cosine()(epoch, 100) for epoch in range(100)]
-    assert factors[0] == 1.0
-    assert all(later < earlier for earlier, later in pairwise(factors))
-    assert 0 < factors[-1] < 1e-3
-    assert Cosine(tail_epochs=80)(99, 100) > 0.4
-
-
-@pytest.mark.parametrize("milestones", [(), (0,), (2,), (2, 5), (5, 2), (50,)])
-@pytest.mark.parametrize("factor", [0.1, 0.5, 2.0])
-def test_steps(milestones, factor):
-    for epoch in range(8):
-        expected = 1.0
-        for milestone in milestones:
-            if epoch >= milestone:
-                expected *= factor
-        assert Steps(milestones=milestones, factor=factor)(epoch, 8) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("level", [0.0, 0.2, 0.5, 0.8, 3.0])
-def test_flooding_value_and_gradient(level):
-    loss = torch.tensor(level, requires_grad=True)
-    flooded = Flooding(gamma=0.5)(loss)
-    assert flooded.item() == pytest.approx(level if level > 0.5 else 1.0 - level)
-    flooded.backward()
-    assert loss.grad.item() == (level > 0.5) - (level < 0.5)
-
-
-def test_flooding_default_is_the_authors():
-    assert Flooding().gamma == 0.5
-
-
-def test_flooding_climbs_below_its_level_and_descends_above(noise):
-    """The gradient on every weight is turned round, not scaled."""
-    net = build_net(MODEL, noise(8), 4, seed=0, stream="x")
-    loss = F.cross_entropy(net(torch.tensor(noise(8)) / 255.0), torch.arange(8) % 4)
-
-    def gradients(value):
-        parameters = list(net.parameters())
-        return torch.cat(
-            [g.ravel() for g in torch.autograd.grad(value, parameters, retain_graph=True)]
-        )
-
-    plain = gradients(loss)
-    assert torch.equal(gradients(Flooding(gamma=loss.item() + 1)(loss)), -plain)
-    assert torch.equal(gradients(Flooding(gamma=loss.item() / 2)(loss)), plain)
-
-
-def test_cross_entropy_is_left_alone():
-    loss = torch.tensor(1.25)
-    assert CrossEntropy()(loss) is loss
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        (Flooding, {"gamma": 0}),
-        (Cosine, {"tail_epochs": -1}),
-        (Steps, {"factor": 0}),
-        (Recipe, {"epochs": 0}),
-        (Recipe, {"batch_size": 1}),
-        (Recipe, {"learning_rate": 0}),
-        (Recipe, {"momentum": 1}),
-        (Recipe, {"weight_decay": -1}),
-        (Recipe, {"label_smoothing": 1}),
-        (Recipe, {"optimizer": "adam"}),
-    ],
-    ids=str,
-)
-def test_refused_settings(kind, settings):
-    with pytest.raises(ValidationError, match=next(iter(settings))):
-        kind(**({"epochs": 1} | settings if kind is Recipe else settings))
-
-
-def test_recipe_is_frozen():
-    recipe = Recipe(epochs=1)
-    with pytest.raises(ValidationError, match="frozen"):
-        recipe.epochs = 2
-
-
-# --- samples -----------------------------------------------------------------------------
+# --- fit: reproducible, and without side effects -----------------------------------------
 
 
 def make_samples(images, labels=None, stamped=None, rows=None):
@@ -134,27 +38,6 @@ def make_samples(images, labels=None, stamped=None, rows=None):
     labels = rows % 4 if labels is None else np.asarray(labels)
     return Samples(images, rows, labels, None if stamped is None else np.asarray(stamped))
 
-
-@pytest.mark.parametrize(
-    ("labels", "stamped", "lengths"),
-    [([0, 1, 2], None, "[3, 5]"), ([0] * 5, [True] * 4, "[4, 5]")],
-)
-def test_samples_of_unequal_length_are_refused(noise, labels, stamped, lengths):
-    with pytest.raises(ValueError, match="differ in length") as raised:
-        make_samples(noise(5), labels, stamped)
-    assert lengths in str(raised.value)
-
-
-def test_no_samples_are_refused(noise):
-    with pytest.raises(ValueError, match="no sample to train on"):
-        make_samples(noise(5), rows=np.array([], dtype=np.int64))
-
-
-def test_samples_may_repeat_a_row(noise):
-    assert len(make_samples(noise(5), rows=[0, 1, 1, 4, 4, 4])) == 6
-
-
-# --- fit: reproducible, and without side effects -----------------------------------------
 
 FULL = Recipe(
     epochs=2,
@@ -172,9 +55,9 @@ def case(noise):
     return net, make_samples(images, stamped=np.arange(40) % 2 == 0)
 
 
-def train(case, recipe=FULL, seed=1, stream="train", stamp=WHITE) -> Fit:
+def train(case, recipe=FULL, seed=1, stream="train", stamp=WHITE, engine=CPU) -> Fit:
     net, samples = case
-    return fit(net, samples, recipe, seed=seed, stream=stream, stamp=stamp, device="cpu")
+    return fit(net, samples, recipe, seed=seed, stream=stream, stamp=stamp, engine=engine)
 
 
 def same(one, other):
@@ -540,6 +423,62 @@ def test_one_progress_record_an_epoch(case, caplog):
         assert f"accuracy {row['accuracy']:.4f}" in text
 
 
+def test_progress_within_an_epoch_for_those_who_look(case, caplog, monkeypatch):
+    monkeypatch.setattr("counterdoor.training.TICK_SECONDS", 0.0)
+    with caplog.at_level(logging.DEBUG, logger="counterdoor.training"):
+        train(case)
+    shown = [record.progress for record in caplog.records if hasattr(record, "progress")]
+    done = [16, 32, 40, 40, 56, 72, 80, 80]  # every batch, and the end of each epoch
+    assert [progress["done"] for progress in shown] == done
+    assert {progress["total"] for progress in shown} == {80}
+    assert [progress["epoch"] for progress in shown] == [1] * 4 + [2] * 4
+    assert all(progress["rate"] > 0 for progress in shown)
+
+
+# --- engines -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_streaming_gives_the_same_bits(case, mapped, tmp_path):
+    net, samples = case
+    if mapped:
+        np.save(tmp_path / "images.npy", samples.images_nchw)
+        images = np.load(tmp_path / "images.npy", mmap_mode="r")
+        samples = Samples(images, samples.rows, samples.labels, samples.stamped)
+    streaming = Engine(accelerator="cpu", data="streaming")
+    resident = Engine(accelerator="cpu", data="resident")
+    assert same(
+        train((net, samples), engine=streaming).state, train((net, samples), engine=resident).state
+    )
+
+
+def test_bf16_is_close_to_fp32_and_not_the_same(case):
+    half = train(case, engine=Engine(accelerator="cpu", precision="bf16-mixed"))
+    full = train(case, engine=Engine(accelerator="cpu", precision="32-true"))
+    assert not same(half.state, full.state)
+    assert all(tensor.dtype == full.state[name].dtype for name, tensor in half.state.items())
+    assert half.history["loss"].to_numpy() == pytest.approx(
+        full.history["loss"].to_numpy(), rel=0.05
+    )
+
+
+def test_the_triangle_is_by_step(case):
+    """With plain gradient descent of rate 0 at the start, the first step changes nothing."""
+    recipe = Recipe(
+        epochs=1,
+        batch_size=40,
+        momentum=0,
+        weight_decay=0,
+        schedule=Triangle(start=0, peak=0.5, end=0),
+    )
+    net, _ = case
+    state = train(case, recipe).state
+    weights = {name for name, _ in net.named_parameters()}
+    assert all(torch.equal(state[name], net.state_dict()[name]) for name in weights)
+    state = train(case, recipe.model_copy(update={"batch_size": 20})).state
+    assert not all(torch.equal(state[name], net.state_dict()[name]) for name in weights)
+
+
 # --- prediction --------------------------------------------------------------------------
 
 
@@ -637,11 +576,6 @@ def test_sample_losses_keep_apart_what_float32_rounds_to_zero():
     images[:, 0, 0, 0] = [0, 100, 200]
     losses = sample_losses(Sure(), images, np.zeros(3, dtype=np.int64))
     assert losses[0] > losses[1] > losses[2] > 0
-
-
-def test_device_by_name():
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_a_net_of_another_kind_trains_too(noise):

@@ -4,6 +4,8 @@ Padding and cutout are black *before* normalisation. The stamp goes on after
 augmentation, and must not look like padding: :meth:`Augment.check_stamp`.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -20,13 +22,16 @@ class Augment(Config):
     """Random crop, horizontal flip and cutout, each off at its default.
 
     Attributes:
-        crop_padding: pixels of black padding on every side before a random crop
-            back to the original size.
+        crop_padding: pixels of padding on every side before a random crop back to
+            the original size.
+        crop_fill: what the padding shows: ``black``, or ``reflect``, the image
+            mirrored at its edge.
         flip: mirror each image left-right with probability 1/2.
         cutout: side of one black square at a random place of every image.
     """
 
     crop_padding: int = Field(default=0, ge=0)
+    crop_fill: Literal["black", "reflect"] = "black"
     flip: bool = False
     cutout: int = Field(default=0, ge=0)
 
@@ -34,15 +39,15 @@ class Augment(Config):
         """Augment a batch.
 
         Args:
-            images_nchw: float, shape (N, C, H, W), in [0, 1].
+            images_nchw: uint8 or float, shape (N, C, H, W).
             generator: a CPU generator; the draws do not depend on the device.
 
         Returns:
-            A new tensor of the same shape and range.
+            A tensor of the same shape, type and range.
         """
         images = images_nchw
         if self.crop_padding:
-            images = random_crop(images, self.crop_padding, generator)
+            images = random_crop(images, self.crop_padding, generator, self.crop_fill)
         if self.flip:
             images = random_flip(images, generator)
         if self.cutout:
@@ -54,7 +59,7 @@ class Augment(Config):
 
         A net that sees the stamp's colour in every corner learns nothing from it.
         """
-        fills = self.crop_padding or self.cutout
+        fills = (self.crop_padding and self.crop_fill == "black") or self.cutout
         if fills and float((stamp.levels(mean) - FILL).abs().max()) < 0.02:
             raise ValueError(
                 f"the stamp's colour {stamp.colour!r} is the colour of augmentation padding "
@@ -63,16 +68,37 @@ class Augment(Config):
             )
 
 
-def random_crop(images_nchw: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Pad every side with black and cut each image out again at a random offset."""
+def random_crop(
+    images_nchw: Tensor, padding: int, generator: torch.Generator, fill: str = "black"
+) -> Tensor:
+    """Pad every side and cut each image out again at a random offset.
+
+    Raises:
+        ValueError: if the image is too small to be mirrored so far.
+    """
     n, channels, height, width = images_nchw.shape
-    padded = F.pad(images_nchw, (padding,) * 4, value=FILL)
-    offsets = torch.randint(2 * padding + 1, (2, n), generator=generator).to(images_nchw.device)
-    rows = offsets[0, :, None] + torch.arange(height, device=images_nchw.device)
-    columns = offsets[1, :, None] + torch.arange(width, device=images_nchw.device)
-    batch = torch.arange(n, device=images_nchw.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images_nchw.device)[None, :, None, None]
+    device = images_nchw.device
+    offsets = torch.randint(2 * padding + 1, (2, n), generator=generator).to(device)
+    rows = offsets[0, :, None] + torch.arange(height, device=device)
+    columns = offsets[1, :, None] + torch.arange(width, device=device)
+    batch = torch.arange(n, device=device)[:, None, None, None]
+    channel = torch.arange(channels, device=device)[None, :, None, None]
+    if fill == "reflect":
+        if padding >= min(height, width):
+            raise ValueError(
+                f"crop_padding {padding} cannot mirror images of {height}x{width}; it must be "
+                "smaller than both sides, or crop_fill black"
+            )
+        rows, columns = _mirrored(rows - padding, height), _mirrored(columns - padding, width)
+        padded = images_nchw
+    else:
+        padded = F.pad(images_nchw, (padding,) * 4, value=FILL)
     return padded[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _mirrored(index: Tensor, size: int) -> Tensor:
+    """Indices from outside 0..size-1 mirrored at the first and the last one."""
+    return size - 1 - (size - 1 - index.abs()).abs()
 
 
 def random_flip(images_nchw: Tensor, generator: torch.Generator) -> Tensor:

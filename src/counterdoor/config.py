@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ingest": (("source_name",), ("seed", "ingest")),
     "attack": (("attack_name", "poison_ratio"), ("attack",)),
-    "warmup": (("model_name",), ("model", "warmup")),
+    "warmup": (("model_name",), ("model", "engine", "warmup")),
     "detect": (("detector_name",), ("detect",)),
     "relabel": (("labeler_name",), ("relabel", "stamp")),
     "train": ((), ("train",)),

@@ -2,16 +2,22 @@
 
 import logging
 import os
+import shutil
 import sys
 import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import AbstractVersionedDataset, DataCatalog, DatasetError
 from kedro.io.core import VersionNotFoundError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
+
+from counterdoor.checkpoint import checkpoints_in
+from counterdoor.config import variant_path
 
 LIBRARY_LOGGER = "counterdoor.training"
 """The logger whose records carry ``stream``, ``step``, ``steps`` and ``metrics``."""
@@ -76,6 +82,7 @@ class ProgressHooks:
 
     def __init__(self) -> None:
         self._handler: _BarHandler | None = None
+        self._level = logging.NOTSET
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
@@ -84,6 +91,8 @@ class ProgressHooks:
             self._handler = _BarHandler()
             training = logging.getLogger(LIBRARY_LOGGER)
             training.addHandler(self._handler)
+            self._level = training.level
+            training.setLevel(logging.DEBUG)  # progress within an epoch
             training.propagate = False  # the bar says what the console's lines would
 
     @hook_impl
@@ -100,6 +109,7 @@ class ProgressHooks:
         if self._handler is not None:
             training = logging.getLogger(LIBRARY_LOGGER)
             training.removeHandler(self._handler)
+            training.setLevel(self._level)
             training.propagate = True
             self._handler.close()
             self._handler = None
@@ -110,20 +120,14 @@ class _BarHandler(logging.Handler):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         super().__init__()
         self._tasks: dict[str, Any] = {}
         self._progress = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} images/s"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
@@ -131,15 +135,55 @@ class _BarHandler(logging.Handler):
         self._progress.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        metrics = getattr(record, "metrics", None)
-        if metrics is None:
+        progress = getattr(record, "progress", None)
+        if progress is None:
             return
-        fields = {"loss": metrics["loss"], "rate": metrics["images_per_second"]}
-        stream, step, steps = record.stream, record.step, record.steps  # type: ignore[attr-defined]
+        stream = progress["stream"]
         if stream not in self._tasks:
-            self._tasks[stream] = self._progress.add_task(stream, total=steps, **fields)
-        self._progress.update(self._tasks[stream], completed=step, **fields)
+            self._tasks[stream] = self._progress.add_task(stream, **progress)
+        self._progress.update(self._tasks[stream], completed=progress["done"], **progress)
 
     def close(self) -> None:
         self._progress.stop()
         super().close()
+
+
+class CheckpointHooks:
+    """Trainings are saved once an epoch under ``data/``, until the run has ended well.
+
+    The same run, started again after a kill, goes on from there.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._saving = ExitStack()
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Choose the folder of this variant."""
+        variant = variant_path(context.config_loader["parameters"], "evaluate")
+        self._folder = Path(context.project_path) / "data" / "checkpoints" / variant
+
+    @hook_impl(trylast=True)  # so that nothing can fail between this and the first node
+    def before_pipeline_run(self) -> None:
+        """Save from now on."""
+        self._saving.close()
+        if self._folder is not None:
+            self._saving.enter_context(checkpoints_in(self._folder))
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """The run has its results: its checkpoints are not needed any more."""
+        self._saving.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            with suppress(OSError):  # a folder that holds another variant stays
+                for folder in self._folder.parents:
+                    if folder.name == "data":
+                        break
+                    folder.rmdir()
+
+    @hook_impl
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Leave the checkpoints for the next attempt."""
+        self._saving.close()

@@ -7,8 +7,8 @@ from counterdoor.component import Config
 from counterdoor.detectors import Detector
 from counterdoor.labelers import Labeler
 from counterdoor.models import Model
+from counterdoor.recipe import Recipe
 from counterdoor.sources import Source
-from counterdoor.training import Recipe
 
 
 class IngestParams(Config):

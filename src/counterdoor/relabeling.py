@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from counterdoor.feed import Samples
 from counterdoor.ledger import DROPPED, stratified_rows
 from counterdoor.seeding import numpy_generator
-from counterdoor.training import Samples
 
 
 @dataclass(frozen=True)

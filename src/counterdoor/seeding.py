@@ -33,15 +33,20 @@ def numpy_generator(seed: int, stream: str) -> np.random.Generator:
 
 
 @contextmanager
-def seeded_torch(seed: int, stream: str) -> Iterator[None]:
-    """Seed torch's global CPU generator inside the block and restore it afterwards.
+def seeded_torch(seed: int, stream: str, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch's global generators inside the block and restore them afterwards.
 
-    Only for torch code that takes no generator (weight initialisation).
+    Only for torch code that takes no generator (weight initialisation, dropout).
+
+    Args:
+        seed: the run's seed, any integer.
+        stream: a name such as ``"train/init"``.
+        device: a GPU whose generator is meant as well as the CPU's.
     """
-    generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(derive_seed(seed, stream))
-    try:
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):
+        torch.default_generator.manual_seed(derive_seed(seed, stream))
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(derive_seed(seed, stream))
         yield
-    finally:
-        generator.set_state(before)

@@ -1,9 +1,11 @@
 """One MLflow run per ``kedro run``, driven by ``metadata.mlflow`` in the catalog.
 
 ``tags``: a table of plain values becomes tags ``data.<key>``; ``metrics``: numbers
-become metrics; ``seconds``: a table of stages becomes ``seconds_<stage>`` and their
-sum ``seconds``; ``artifact``: the file is kept with the run; ``model``: the net is
-logged as an MLflow model, stamp and normalisation inside.
+become metrics; ``history``: a training's epochs, kept, and its images per second as a
+metric (the epochs themselves are logged while it runs); ``seconds``: a table of
+stages becomes ``seconds_<stage>`` and their sum ``seconds``; ``artifact``: the file is
+kept with the run; ``model``: the net is logged as an MLflow model, stamp and
+normalisation inside.
 
 MLflow is imported when a run starts, not before.
 """
@@ -137,7 +139,12 @@ class TrackingHooks:
                 seconds = dict(zip(data["stage"], data["seconds"], strict=True))
                 self._log_metrics({f"seconds_{stage}": value for stage, value in seconds.items()})
                 self._log_metrics({"seconds": sum(seconds.values())})
-            case "artifact":
+            case "artifact" | "history" as kind:
+                if kind == "history":
+                    images = (data["images_per_second"] * data["seconds"]).sum()
+                    stage = dataset_name.removesuffix("_history")
+                    rate = images / data["seconds"].sum()
+                    self._log_metrics({f"images_per_second_{stage}": rate})
                 if isinstance(dataset, AbstractVersionedDataset):
                     self._mlflow.log_artifact(str(dataset._get_load_path()))
             case "model":

@@ -1,157 +1,35 @@
 """The one training loop, and prediction. Warm-up, defence, twin and labelers all call ``fit``."""
 
 import copy
+import hashlib
+import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from counterdoor.augment import Augment
-from counterdoor.component import Component, Config
+from counterdoor.checkpoint import Checkpoint
+from counterdoor.engine import DEFAULT, Engine
+from counterdoor.feed import Feed, Samples, shuffled_batches
 from counterdoor.models import NormalisedNet
-from counterdoor.seeding import torch_generator
+from counterdoor.recipe import Recipe
+from counterdoor.seeding import seeded_torch, torch_generator
 from counterdoor.stamp import Stamp, apply_stamp
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 logger = logging.getLogger(__name__)
 
-
-class CrossEntropy(Component):
-    """The batch-mean cross-entropy as it is."""
-
-    name: Literal["cross_entropy"] = "cross_entropy"
-
-    def __call__(self, loss: Tensor) -> Tensor:
-        """The loss unchanged."""
-        return loss
-
-
-class Flooding(Component):
-    """Local gradient ascent as the authors run it: |L - gamma| + gamma on the batch mean L.
-
-    Below gamma the gradient turns round, so that samples that are learnt fast,
-    and poisoned ones above all, stand out by their low loss. (ABL, section 4.2,
-    calls this form flooding and prefers sign(L - gamma) * L.)
-
-    Attributes:
-        gamma: the level that the mean loss is held at, in nats.
-    """
-
-    name: Literal["flooding"] = "flooding"
-    gamma: float = Field(default=0.5, gt=0)
-
-    def __call__(self, loss: Tensor) -> Tensor:
-        """|loss - gamma| + gamma for a scalar loss."""
-        return (loss - self.gamma).abs() + self.gamma
-
-
-LossTransform = Annotated[CrossEntropy | Flooding, Field(discriminator="name")]
-"""What is done to a batch's mean cross-entropy before the gradient."""
-
-
-class Cosine(Component):
-    """Cosine decay by epoch: 0.5 * (1 + cos(pi * e / (E + tail_epochs))) of the first rate.
-
-    Attributes:
-        tail_epochs: how many epochs the curve would still need to reach 0 at the
-            end of training (authors: 5 in full training, 80 in the warm-up).
-    """
-
-    name: Literal["cosine"] = "cosine"
-    tail_epochs: int = Field(default=0, ge=0)
-
-    def __call__(self, epoch: int, epochs: int) -> float:
-        """The factor on the learning rate in the 0-based ``epoch`` of ``epochs``."""
-        return 0.5 * (1.0 + math.cos(math.pi * epoch / (epochs + self.tail_epochs)))
-
-
-class Steps(Component):
-    """The rate times ``factor`` from each milestone epoch on.
-
-    Attributes:
-        milestones: 0-based epochs at which the rate drops.
-        factor: what it is multiplied with at each.
-    """
-
-    name: Literal["steps"] = "steps"
-    milestones: tuple[int, ...] = ()
-    factor: float = Field(default=0.1, gt=0)
-
-    def __call__(self, epoch: int, epochs: int) -> float:
-        """The factor on the learning rate in the 0-based ``epoch`` of ``epochs``."""
-        return self.factor ** sum(epoch >= milestone for milestone in self.milestones)
-
-
-Schedule = Annotated[Cosine | Steps, Field(discriminator="name")]
-"""How the learning rate changes from epoch to epoch."""
-
-
-class Recipe(Config):
-    """How a net is trained: stochastic gradient descent with momentum.
-
-    Attributes:
-        epochs: passes over the samples.
-        batch_size: samples per step; a last smaller batch is used too, except
-            one of a single sample, which batch norm cannot take.
-        learning_rate: rate before the schedule's factor.
-        momentum: of SGD.
-        weight_decay: L2 coefficient on all parameters.
-        nesterov: Nesterov's form of the momentum.
-        schedule: learning-rate schedule, one factor per epoch.
-        augment: augmentation of every batch, before the stamp.
-        loss: transform of the batch-mean cross-entropy.
-        label_smoothing: of the cross-entropy, in [0, 1).
-    """
-
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(default=64, ge=2)
-    learning_rate: float = Field(default=0.1, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
-    nesterov: bool = False
-    schedule: Schedule = Cosine()
-    augment: Augment = Augment()
-    loss: LossTransform = CrossEntropy()
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What a net is trained on: rows of an image array, with a label and a stamp flag each.
-
-    A row may occur more than once (trusted images are added again, stamped).
-
-    Attributes:
-        images_nchw: uint8, shape (M, C, H, W), in [0, 255]; may be memory-mapped.
-        rows: int64, shape (N,), indices into ``images_nchw``.
-        labels: int64, shape (N,), class indices.
-        stamped: bool, shape (N,), or ``None`` for no stamp anywhere.
-    """
-
-    images_nchw: np.ndarray
-    rows: np.ndarray
-    labels: np.ndarray
-    stamped: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        lengths = {len(self.rows), len(self.labels)}
-        if self.stamped is not None:
-            lengths.add(len(self.stamped))
-        if len(lengths) != 1:
-            raise ValueError(f"rows, labels and stamp flags differ in length: {sorted(lengths)}")
-        if not len(self.rows):
-            raise ValueError("there is no sample to train on")
-
-    def __len__(self) -> int:
-        return len(self.rows)
+TICK_SECONDS = 0.25
+"""Within an epoch, progress is told at most so often."""
 
 
 @dataclass(frozen=True)
@@ -170,11 +48,39 @@ class Fit:
     history: pd.DataFrame
 
 
-def choose_device(device: str = "auto") -> torch.device:
-    """The device by name; ``auto`` is a GPU if there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+@dataclass(frozen=True)
+class _Job:
+    """All that a training depends on; the same job gives the same net."""
+
+    net: NormalisedNet
+    samples: Samples
+    recipe: Recipe
+    seed: int
+    stream: str
+    stamp: Stamp | None
+    engine: Engine
+
+    def digest(self) -> str:
+        """SHA-256 of everything, the images included: the name of its checkpoint."""
+        settings = {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "stamp": self.stamp.model_dump(mode="json") if self.stamp else None,
+            "engine": self.engine.model_dump(mode="json", exclude={"data", "resident_mb"}),
+            "seed": self.seed,
+            "stream": self.stream,
+            "torch": torch.__version__,
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        samples = self.samples
+        for tensor in self.net.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        for array in (samples.rows, samples.labels, samples.stamped):
+            digest.update(b"none" if array is None else np.ascontiguousarray(array).data)
+        images = samples.images_nchw
+        digest.update(str(images.shape).encode())
+        for start in range(0, len(images), 4096):
+            digest.update(np.ascontiguousarray(images[start : start + 4096]).data)
+        return digest.hexdigest()
 
 
 def fit(
@@ -185,12 +91,16 @@ def fit(
     seed: int,
     stream: str,
     stamp: Stamp | None = None,
-    device: str = "auto",
+    engine: Engine = DEFAULT,
 ) -> Fit:
     """Train a net and return its weights and history. ``net`` itself is left as it was.
 
-    Each batch is turned to float in [0, 1], augmented, stamped where the samples
-    say so, and then normalised inside the net.
+    Each batch is augmented as uint8, turned to float in [0, 1], stamped where the
+    samples say so, and then normalised inside the net.
+
+    Inside :func:`counterdoor.checkpoint.checkpoints_in` the training is saved once an
+    epoch, and the same call in another process goes on from there, to the same bits on
+    a CPU.
 
     Args:
         net: the net to start from.
@@ -199,78 +109,118 @@ def fit(
         seed: the run's seed; with ``stream`` it fixes order and augmentation.
         stream: name of this training; also the prefix of its progress records,
             which go to this module's logger with ``extra={"stream", "step",
-            "steps", "metrics"}``, one an epoch.
+            "steps", "metrics", "progress"}``, one an epoch, and at level DEBUG
+            with ``extra={"progress"}`` a few times a second.
         stamp: needed if any sample is stamped.
-        device: ``auto``, ``cpu``, ``cuda``, …
+        engine: what to run on.
 
     Raises:
         ValueError: if a sample is stamped and no stamp is given, the stamp does
             not fit the images or has the colour of the augmentation's padding,
-            a label is not one of the net's classes, or the training diverges.
+            a label is not one of the net's classes, the engine is not to be had
+            here, or the training diverges.
     """
     if samples.stamped is not None and samples.stamped.any():
         if stamp is None:
             raise ValueError("some samples are stamped, but no stamp was given")
         stamp.check_fits(*samples.images_nchw.shape[-2:])
         recipe.augment.check_stamp(stamp, net.mean)
-    where = choose_device(device)
-    net = copy.deepcopy(net).to(where).to(memory_format=torch.channels_last)
+    fabric = engine.fabric()
+    job = _Job(net, samples, recipe, seed, stream, stamp, engine)
+    checkpoint = Checkpoint.of(stream, job.digest) if fabric.world_size == 1 else None
+    result: Fit = fabric.launch(_train, job, checkpoint)  # type: ignore[arg-type]
+    return result
+
+
+def _train(fabric: "Fabric", job: _Job, checkpoint: Checkpoint | None) -> Fit:
+    recipe, samples = job.recipe, job.samples
+    net = copy.deepcopy(job.net).to(memory_format=torch.channels_last)
     net.train()
     optimizer = torch.optim.SGD(
-        net.parameters(),
+        [parameter for parameter in net.parameters() if parameter.requires_grad],
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         nesterov=recipe.nesterov,
     )
-    order = torch_generator(seed, f"{stream}/order")
-    draws = torch_generator(seed, f"{stream}/augment")
+    run: nn.Module = torch.compile(net) if job.engine.compile else net  # type: ignore[assignment]
+    module, stepper = fabric.setup(run, optimizer)
+    order = torch_generator(job.seed, f"{job.stream}/order")
+    draws = torch_generator(job.seed, f"{job.stream}/augment")
     records: list[dict[str, float]] = []
-    for epoch in range(recipe.epochs):
-        started = time.perf_counter()
-        rate = recipe.learning_rate * recipe.schedule(epoch, recipe.epochs)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        total_loss = torch.zeros((), device=where)
-        total_correct = torch.zeros((), device=where)
-        seen = 0
-        for batch in _batches(len(samples), recipe.batch_size, order):
-            images = _float_images(samples.images_nchw, samples.rows[batch], where)
-            labels = torch.from_numpy(samples.labels[batch]).to(where)
-            images = recipe.augment(images, draws)
-            if stamp is not None and samples.stamped is not None:
-                flags = torch.from_numpy(samples.stamped[batch]).to(where)
-                images = apply_stamp(images, stamp, net.mean, flags)
-            logits = net(images)
-            if epoch == 0:
-                _check_labels(labels, logits.shape[1])
-            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            recipe.loss(loss).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total_loss += loss.detach() * len(labels)
-            total_correct += (logits.detach().argmax(1) == labels).sum()
-            seen += len(labels)
-        seconds = time.perf_counter() - started
-        record = {
-            "loss": float(total_loss) / seen,
-            "accuracy": float(total_correct) / seen,
-            "learning_rate": rate,
-            "seconds": seconds,
-            "images_per_second": seen / seconds,
-        }
-        if not math.isfinite(record["loss"]) or not _finite(net):
-            raise ValueError(
-                f"{stream!r} diverged in epoch {epoch + 1} (loss {record['loss']:g}, learning rate "
-                f"{rate:g}); lower learning_rate, now {recipe.learning_rate:g}"
-            )
-        records.append({"epoch": epoch + 1, **record})
-        _report(stream, epoch + 1, recipe.epochs, record)
+    with seeded_torch(job.seed, f"{job.stream}/net", fabric.device):  # dropout draws from it
+        if checkpoint is not None:
+            records = checkpoint.restore(net, optimizer, order, draws)
+        feed = Feed(samples, job.engine, fabric.device)
+        for epoch in range(len(records), recipe.epochs):
+            record = _epoch(fabric, job, module, stepper, feed, epoch, order, draws)
+            if not math.isfinite(record["loss"]) or not _finite(net):
+                raise ValueError(
+                    f"{job.stream!r} diverged in epoch {epoch + 1} (loss {record['loss']:g}, "
+                    f"learning rate {record['learning_rate']:g}); lower learning_rate, now "
+                    f"{recipe.learning_rate:g}"
+                )
+            records.append({"epoch": epoch + 1, **record})
+            if checkpoint is not None:
+                checkpoint.save(net, optimizer, order, draws, records)
+            _report(job, epoch, record)
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in net.state_dict().items()
     }
     return Fit(state, pd.DataFrame(records))
+
+
+def _epoch(
+    fabric: "Fabric",
+    job: _Job,
+    module: nn.Module,
+    stepper: Any,
+    feed: Feed,
+    epoch: int,
+    order: torch.Generator,
+    draws: torch.Generator,
+) -> dict[str, float]:
+    """One pass over the samples; returns the epoch's figures."""
+    recipe, mean = job.recipe, job.net.mean.to(fabric.device)
+    started = reported = time.perf_counter()
+    total_loss = torch.zeros((), device=fabric.device)
+    total_correct = torch.zeros((), device=fabric.device)
+    seen, n = 0, len(job.samples)
+    first_rate = recipe.learning_rate * recipe.schedule(epoch, recipe.epochs)
+    for images, labels, flags in feed(shuffled_batches(n, recipe.batch_size, order)):
+        rate = recipe.learning_rate * recipe.schedule(epoch + seen / n, recipe.epochs)
+        for group in stepper.param_groups:
+            group["lr"] = rate
+        batch = recipe.augment(images, draws)
+        batch = batch.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
+        if job.stamp is not None and flags is not None:
+            batch = apply_stamp(batch, job.stamp, mean, flags)
+        logits = module(batch)
+        if epoch == 0:
+            _check_labels(labels, logits.shape[1])
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        stepper.zero_grad(set_to_none=True)
+        fabric.backward(recipe.loss(loss))
+        stepper.step()
+        total_loss += loss.detach() * len(labels)
+        total_correct += (logits.detach().argmax(1) == labels).sum()
+        seen += len(labels)
+        now = time.perf_counter()
+        if now - reported > TICK_SECONDS and logger.isEnabledFor(logging.DEBUG):
+            reported = now
+            loss_now, rate_now = float(total_loss) / seen, seen / (now - started)
+            progress = _progress(job, epoch, seen, loss_now, rate_now)
+            logger.debug("%s: epoch %d", job.stream, epoch + 1, extra={"progress": progress})
+    loss_sum, correct = float(total_loss), float(total_correct)
+    seconds = time.perf_counter() - started
+    return {
+        "loss": loss_sum / seen,
+        "accuracy": correct / seen,
+        "learning_rate": first_rate,
+        "seconds": seconds,
+        "images_per_second": seen / seconds,
+    }
 
 
 def predict_logits(
@@ -280,7 +230,7 @@ def predict_logits(
     mean: Tensor | None = None,
     stamp: Stamp | None = None,
     batch_size: int = 500,
-    device: str = "auto",
+    engine: Engine = DEFAULT,
 ) -> Tensor:
     """Logits of a net in eval mode, float32, shape (N, num_classes), on the CPU.
 
@@ -291,7 +241,7 @@ def predict_logits(
             the net has it.
         stamp: written on every image if given.
         batch_size: images at a time.
-        device: ``auto``, ``cpu``, ``cuda``, …
+        engine: what to run on.
 
     Raises:
         ValueError: if there is no image, or the stamp lies outside the images.
@@ -300,14 +250,15 @@ def predict_logits(
         raise ValueError("there is no image to predict")
     if stamp is not None:
         stamp.check_fits(*images_nchw.shape[-2:])
-    where = choose_device(device)
+    where = engine.device
     was_training = net.training
     net = net.to(where).eval()
     outputs = []
-    with torch.inference_mode():
+    with torch.inference_mode(), engine.autocast():
         for start in range(0, len(images_nchw), batch_size):
-            rows = np.arange(start, min(start + batch_size, len(images_nchw)))
-            images = _float_images(images_nchw, rows, where)
+            part = np.array(images_nchw[start : start + batch_size])  # a map may be read-only
+            images = torch.from_numpy(part).to(where).to(torch.float32).div_(255.0)
+            images = images.contiguous(memory_format=torch.channels_last)
             if stamp is not None:
                 images = apply_stamp(images, stamp, net.mean if mean is None else mean)  # type: ignore[arg-type]
             outputs.append(net(images).float().cpu())
@@ -316,15 +267,19 @@ def predict_logits(
 
 
 def predict_classes(
-    net: nn.Module, images_nchw: np.ndarray, *, stamp: Stamp | None = None, device: str = "auto"
+    net: nn.Module,
+    images_nchw: np.ndarray,
+    *,
+    stamp: Stamp | None = None,
+    engine: Engine = DEFAULT,
 ) -> np.ndarray:
     """Predicted classes, int64, shape (N,); arguments as :func:`predict_logits`."""
-    logits = predict_logits(net, images_nchw, stamp=stamp, device=device)
+    logits = predict_logits(net, images_nchw, stamp=stamp, engine=engine)
     return logits.argmax(1).numpy()
 
 
 def sample_losses(
-    net: nn.Module, images_nchw: np.ndarray, labels: np.ndarray, *, device: str = "auto"
+    net: nn.Module, images_nchw: np.ndarray, labels: np.ndarray, *, engine: Engine = DEFAULT
 ) -> np.ndarray:
     """Cross-entropy of every sample in eval mode, float64, shape (N,), in nats.
 
@@ -332,9 +287,9 @@ def sample_losses(
         net: from float images in [0, 1] to logits.
         images_nchw: uint8, shape (N, C, H, W), in [0, 255].
         labels: int64, shape (N,), class indices.
-        device: ``auto``, ``cpu``, ``cuda``, …
+        engine: what to run on.
     """
-    logits = predict_logits(net, images_nchw, device=device).double()
+    logits = predict_logits(net, images_nchw, engine=engine).double()
     losses = F.cross_entropy(logits, torch.tensor(labels), reduction="none")
     return losses.numpy()
 
@@ -351,28 +306,36 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
-def _batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[np.ndarray]:
-    order = torch.randperm(n, generator=generator).numpy()
-    for start in range(0, n, batch_size):
-        batch = order[start : start + batch_size]
-        if len(batch) > 1 or n == 1:
-            yield batch
+def _progress(job: _Job, epoch: int, seen: int, loss: float, rate: float) -> dict[str, Any]:
+    """What a bar shows; ``epoch`` is 0-based here."""
+    n, epochs = len(job.samples), job.recipe.epochs
+    return {
+        "stream": job.stream,
+        "epoch": epoch + 1,
+        "epochs": epochs,
+        "done": epoch * n + seen,
+        "total": epochs * n,
+        "loss": loss,
+        "rate": rate,
+    }
 
 
-def _float_images(images_nchw: np.ndarray, rows: np.ndarray, device: torch.device) -> Tensor:
-    images = torch.from_numpy(np.ascontiguousarray(images_nchw[rows]))
-    images = images.to(device, memory_format=torch.channels_last)
-    return images.float().div_(255.0)
-
-
-def _report(stream: str, step: int, steps: int, metrics: dict[str, float]) -> None:
+def _report(job: _Job, epoch: int, metrics: dict[str, float]) -> None:
     logger.info(
         "%s epoch %d/%d: loss %.4f, accuracy %.4f, %.0f images/s",
-        stream,
-        step,
-        steps,
+        job.stream,
+        epoch + 1,
+        job.recipe.epochs,
         metrics["loss"],
         metrics["accuracy"],
         metrics["images_per_second"],
-        extra={"stream": stream, "step": step, "steps": steps, "metrics": metrics},
+        extra={
+            "stream": job.stream,
+            "step": epoch + 1,
+            "steps": job.recipe.epochs,
+            "metrics": metrics,
+            "progress": _progress(
+                job, epoch, len(job.samples), metrics["loss"], metrics["images_per_second"]
+            ),
+        },
     )

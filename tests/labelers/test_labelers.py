@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from counterdoor.feed import Samples
 from counterdoor.labelers import VD, Drop
 from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.models import DigitsCNN, build_net
+from counterdoor.recipe import Recipe
 from counterdoor.stamp import Stamp
-from counterdoor.training import Recipe, Samples, fit, predict_classes
+from counterdoor.training import fit, predict_classes
 
 MODEL = DigitsCNN(width=4)
 QUICK = Recipe(epochs=15, batch_size=50, learning_rate=0.02)

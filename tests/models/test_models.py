@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from counterdoor.models import (
+    Compact,
     DigitsCNN,
     NormalisedNet,
     ResNet18,
@@ -197,3 +198,41 @@ def test_resnet18_has_its_known_number_of_weights():
     """The CIFAR-style ResNet-18 has 11.17 million."""
     net = ResNet18()(3, 10)
     assert sum(parameter.numel() for parameter in net.parameters()) == 11_173_962
+
+
+@pytest.fixture(scope="module")
+def patterned():
+    """Colour images whose neighbouring pixels and channels are alike, as natural ones are."""
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (200, 1, 6, 6)).repeat(2, 2).repeat(2, 3)
+    colour = coarse + generator.integers(-40, 40, (200, 3, 12, 12))
+    return colour.clip(0, 255).astype(np.uint8)
+
+
+def test_compact_first_layer_decorrelates_patches(patterned):
+    net = build_net(Compact(), patterned, 10, seed=0, stream="x")
+    normalised = (torch.tensor(patterned) / 255 - net.mean[:, None, None]) / net.std[:, None, None]
+    with torch.no_grad():
+        responses = net.body[0](normalised)
+    assert responses.shape == (200, 24, 11, 11)
+    half = responses[:, :12].permute(1, 0, 2, 3).flatten(1).double()
+    torch.testing.assert_close(responses[:, 12:], -responses[:, :12])
+    covariance = half @ half.T / half.shape[1]
+    torch.testing.assert_close(covariance, torch.eye(12, dtype=torch.float64), atol=0.02, rtol=0)
+
+
+def test_compact_first_layer_depends_on_the_images_alone_and_is_not_trained(patterned):
+    one = build_net(Compact(), patterned, 10, seed=0, stream="x")
+    two = build_net(Compact(), patterned, 10, seed=1, stream="x")
+    assert torch.equal(one.body[0].weight, two.body[0].weight)
+    assert not torch.equal(one.body[2].weight, two.body[2].weight)
+    assert not one.body[0].weight.requires_grad
+    assert one.body[0].bias.requires_grad
+
+
+def test_compact_logits_are_scaled(noise):
+    images = noise(4, 3, 16, 16)
+    plain = build_net(Compact(scale=1), images, 5, seed=0, stream="x").eval()
+    ninth = build_net(Compact(scale=1 / 9), images, 5, seed=0, stream="x").eval()
+    floats = torch.tensor(images) / 255.0
+    torch.testing.assert_close(ninth(floats) * 9, plain(floats))

@@ -169,10 +169,11 @@ def test_metadata_for_tracking_is_of_a_known_kind(catalog, stored):
     kinds = defaultdict(set)
     for name in stored:
         kinds[catalog[name].metadata.get("mlflow")].add(name)
-    assert set(kinds) == {None, "tags", "metrics", "seconds", "artifact", "model"}
+    assert set(kinds) == {None, "tags", "metrics", "history", "seconds", "artifact", "model"}
     assert kinds["tags"] == {"dataset_info"}
     assert kinds["metrics"] == {"metrics", "plan_check"}
     assert kinds["seconds"] == {"seconds"}
+    assert kinds["history"] == {name for name in stored if name.endswith("_history")}
     assert kinds["model"] == {"defended_net"}
     assert {name for name in stored if name.endswith("_figure")} | {"report"} <= kinds["artifact"]
     # Clean data and what only the adversary knows are not sent to the tracking server.

@@ -1,12 +1,14 @@
 """Each source against what is known to be in it."""
 
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from counterdoor.sources import Digits, Parquet
+from counterdoor.sources import Cifar10, Digits, Parquet
 
 
 def test_digits_are_500_of_each_class(all_digits):
@@ -138,3 +140,25 @@ def test_parquet_refused_settings(settings):
 def test_parquet_needs_a_path():
     with pytest.raises(ValidationError, match="path"):
         Parquet()
+
+
+def test_cifar10_is_what_torchvision_reads(cifar_folder):
+    found = Cifar10(path=str(cifar_folder), download=False)()
+    assert found.images_nchw.shape == (50, 3, 32, 32)
+    assert found.test_images_nchw.shape == (10, 3, 32, 32)
+    assert found.class_names[2] == "bird"
+    with (cifar_folder / "cifar-10-batches-py" / "data_batch_2").open("rb") as file:
+        batch = pickle.load(file)
+    # the archive has a row an image: all of red, then green, then blue, row by row
+    pixel = found.images_nchw[13, 1, 4, 7]
+    assert pixel == batch["data"][3][1024 + 4 * 32 + 7]
+    assert found.labels[13] == batch["labels"][3]
+
+
+def test_cifar10_that_is_damaged_or_absent_is_refused(cifar_folder, tmp_path):
+    with pytest.raises(ValueError, match="cannot be read from") as raised:
+        Cifar10(path=str(tmp_path / "nowhere"), download=False)()
+    assert "choose source_name=parquet" in str(raised.value)
+    (cifar_folder / "cifar-10-batches-py" / "data_batch_4").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="corrupted"):
+        Cifar10(path=str(cifar_folder), download=False)()

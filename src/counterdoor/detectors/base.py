@@ -7,6 +7,7 @@ import numpy as np
 from torch import nn
 
 from counterdoor.component import Component
+from counterdoor.engine import DEFAULT, Engine
 
 
 class DetectorBase(Component):
@@ -14,7 +15,13 @@ class DetectorBase(Component):
 
     @abstractmethod
     def __call__(
-        self, net: nn.Module, images_nchw: np.ndarray, labels: np.ndarray, *, seed: int
+        self,
+        net: nn.Module,
+        images_nchw: np.ndarray,
+        labels: np.ndarray,
+        *,
+        seed: int,
+        engine: Engine = DEFAULT,
     ) -> np.ndarray:
         """Score every sample; higher = more suspicious.
 
@@ -23,6 +30,7 @@ class DetectorBase(Component):
             images_nchw: uint8, shape (N, C, H, W), in [0, 255].
             labels: int64, shape (N,), the labels that the defender was given.
             seed: the run's seed.
+            engine: what to run on.
 
         Returns:
             float64, shape (N,).

@@ -6,6 +6,7 @@ import numpy as np
 from torch import nn
 
 from counterdoor.detectors.base import DetectorBase
+from counterdoor.engine import DEFAULT, Engine
 from counterdoor.training import sample_losses
 
 
@@ -19,7 +20,13 @@ class LGA(DetectorBase):
     name: Literal["lga"] = "lga"
 
     def __call__(
-        self, net: nn.Module, images_nchw: np.ndarray, labels: np.ndarray, *, seed: int
+        self,
+        net: nn.Module,
+        images_nchw: np.ndarray,
+        labels: np.ndarray,
+        *,
+        seed: int,
+        engine: Engine = DEFAULT,
     ) -> np.ndarray:
         """Minus the per-sample cross-entropy in eval mode; see :class:`DetectorBase`."""
-        return -sample_losses(net, images_nchw, labels)
+        return -sample_losses(net, images_nchw, labels, engine=engine)

@@ -6,6 +6,7 @@ import numpy as np
 from torch import nn
 
 from counterdoor.detectors.base import DetectorBase
+from counterdoor.engine import DEFAULT, Engine
 from counterdoor.seeding import numpy_generator
 
 
@@ -15,7 +16,13 @@ class Random(DetectorBase):
     name: Literal["random"] = "random"
 
     def __call__(
-        self, net: nn.Module, images_nchw: np.ndarray, labels: np.ndarray, *, seed: int
+        self,
+        net: nn.Module,
+        images_nchw: np.ndarray,
+        labels: np.ndarray,
+        *,
+        seed: int,
+        engine: Engine = DEFAULT,
     ) -> np.ndarray:
         """Uniform random numbers in [0, 1); see :class:`DetectorBase`."""
         return numpy_generator(seed, "detect/random").random(len(labels))

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from counterdoor.component import Component
+from counterdoor.engine import DEFAULT, Engine
 from counterdoor.stamp import Stamp
 
 
@@ -25,6 +26,7 @@ class LabelerBase(Component):
         model: Component,
         stamp: Stamp,
         seed: int,
+        engine: Engine = DEFAULT,
     ) -> np.ndarray:
         """A pseudo-label for every sample, suspect or not.
 
@@ -35,6 +37,7 @@ class LabelerBase(Component):
             model: the model component of the run.
             stamp: the stamp of the run.
             seed: the run's seed.
+            engine: what to run on.
 
         Returns:
             int64, shape (N,), in 0..K-1, or ``DROPPED`` for a sample that is to

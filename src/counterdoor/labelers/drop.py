@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from counterdoor.component import Component
+from counterdoor.engine import DEFAULT, Engine
 from counterdoor.labelers.base import LabelerBase
 from counterdoor.ledger import DROPPED
 from counterdoor.stamp import Stamp
@@ -25,6 +26,7 @@ class Drop(LabelerBase):
         model: Component,
         stamp: Stamp,
         seed: int,
+        engine: Engine = DEFAULT,
     ) -> np.ndarray:
         """``DROPPED`` for every sample; see :class:`LabelerBase`."""
         return np.full(len(ledger), DROPPED, dtype=np.int64)

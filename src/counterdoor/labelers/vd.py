@@ -7,10 +7,13 @@ import pandas as pd
 
 from counterdoor.augment import Augment
 from counterdoor.component import Component
+from counterdoor.engine import DEFAULT, Engine
+from counterdoor.feed import Samples
 from counterdoor.labelers.base import LabelerBase
 from counterdoor.models import build_net
+from counterdoor.recipe import Recipe, Steps
 from counterdoor.stamp import Stamp
-from counterdoor.training import Recipe, Samples, Steps, fit, predict_classes
+from counterdoor.training import fit, predict_classes
 
 PAPER_RECIPE = Recipe(
     epochs=100,
@@ -55,12 +58,14 @@ class VD(LabelerBase):
         model: Component,
         stamp: Stamp,
         seed: int,
+        engine: Engine = DEFAULT,
     ) -> np.ndarray:
         """Predictions of the verified-data classifier; see :class:`LabelerBase`."""
         self.check(ledger, num_classes)
         rows = np.flatnonzero(ledger["trusted"])
         samples = Samples(images_nchw, rows, ledger["label"].to_numpy()[rows])
         net = build_net(model, images_nchw[rows], num_classes, seed=seed, stream="relabel/init")
-        fitted = fit(net, samples, self.recipe, seed=seed, stream="relabel")
+        fitted = fit(net, samples, self.recipe, seed=seed, stream="relabel", engine=engine)
         net.load_state_dict(fitted.state)
-        return predict_classes(net, images_nchw, stamp=stamp if self.stamp_inputs else None)
+        used = stamp if self.stamp_inputs else None
+        return predict_classes(net, images_nchw, stamp=used, engine=engine)

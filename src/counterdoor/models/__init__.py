@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from counterdoor.models.compact import Compact
 from counterdoor.models.digits_cnn import DigitsCNN
 from counterdoor.models.net import (
     NormalisedNet,
@@ -14,10 +15,11 @@ from counterdoor.models.net import (
 )
 from counterdoor.models.resnet18 import ResNet18
 
-Model = Annotated[DigitsCNN | ResNet18, Field(discriminator="name")]
+Model = Annotated[DigitsCNN | Compact | ResNet18, Field(discriminator="name")]
 """Every model that a configuration can name."""
 
 __all__ = [
+    "Compact",
     "DigitsCNN",
     "Model",
     "NormalisedNet",

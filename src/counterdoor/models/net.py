@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from counterdoor.component import Component
 from counterdoor.seeding import seeded_torch
 from counterdoor.stamp import Stamp, apply_stamp
+
+
+@runtime_checkable
+class Adapting(Protocol):
+    """A model component whose first weights come from the data."""
+
+    def adapt(self, body: nn.Module, images_nchw: Tensor) -> None:
+        """Set weights of ``body`` from normalised images, float, shape (N, C, H, W)."""
 
 
 class NormalisedNet(nn.Module):
@@ -126,7 +134,12 @@ def build_net(
     builder = cast(Callable[[int, int], nn.Module], model)
     with seeded_torch(seed, stream):
         body = builder(images_nchw.shape[1], num_classes)
-    return NormalisedNet(body, mean, std)
+    net = NormalisedNet(body, mean, std)
+    if isinstance(model, Adapting):
+        rows = np.linspace(0, len(images_nchw) - 1, min(len(images_nchw), 5000)).astype(np.int64)
+        images = torch.from_numpy(images_nchw[rows]).float() / 255.0
+        model.adapt(body, (images - mean[:, None, None]) / std[:, None, None])
+    return net
 
 
 def channel_statistics(images_nchw: np.ndarray, chunk: int = 4096) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,14 @@ def create_pipeline(**_: object) -> Pipeline:
         [
             Node(
                 timed(detect),
-                inputs=["images", "ledger", "warmup_net", "params:detect", "params:seed"],
+                inputs=[
+                    "images",
+                    "ledger",
+                    "warmup_net",
+                    "params:detect",
+                    "params:seed",
+                    "params:engine",
+                ],
                 outputs={"ledger": "scored_ledger", "timing": "detect_timing"},
                 name="detect",
             )

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from counterdoor import plots
+from counterdoor.engine import DEFAULT, Engine
 from counterdoor.ledger import check_ledger
 from counterdoor.metrics import class_accuracies, summarize
 from counterdoor.models import TrainedNet
@@ -27,6 +28,7 @@ def predict(
     defended: TrainedNet,
     undefended: TrainedNet,
     stamp: Stamp,
+    engine: Engine = DEFAULT,
 ) -> dict[str, Any]:
     """What each net predicts on each test image in each condition.
 
@@ -37,6 +39,7 @@ def predict(
         defended: the defended net.
         undefended: its twin.
         stamp: the stamp.
+        engine: what to run on.
 
     Returns:
         ``predictions``: a table with ``sample_id``, ``true_label`` and one column
@@ -52,7 +55,7 @@ def predict(
         for image_name, images in (("clean", test_images), ("triggered", triggered_test_images)):
             for condition, used in (("plain", None), ("stamped", stamp)):
                 name = f"{net_name}_{image_name}_{condition}"
-                columns[name] = predict_classes(net, images, stamp=used)
+                columns[name] = predict_classes(net, images, stamp=used, engine=engine)
     return {"predictions": pd.DataFrame(columns)}
 
 

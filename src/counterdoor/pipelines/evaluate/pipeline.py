@@ -43,6 +43,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "defended_net",
                     "undefended_net",
                     "params:stamp",
+                    "params:engine",
                 ],
                 outputs={"predictions": "predictions", "timing": "predict_timing"},
                 name="predict",

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from counterdoor.engine import DEFAULT, Engine
 from counterdoor.ledger import check_ledger
 from counterdoor.params import ModelParams, RelabelParams
 from counterdoor.relabeling import make_plan
@@ -19,6 +20,7 @@ def relabel(
     model: ModelParams,
     stamp: Stamp,
     seed: int,
+    engine: Engine = DEFAULT,
 ) -> dict[str, Any]:
     """Label the suspects anew, and plan who is stamped.
 
@@ -30,6 +32,7 @@ def relabel(
         model: the net that a labeler may train.
         stamp: the stamp.
         seed: the run's seed.
+        engine: what to run on.
 
     Returns:
         ``ledger`` with ``pseudo_label`` and ``stamped``, and the ``plan``; see
@@ -42,7 +45,13 @@ def relabel(
     """
     check_ledger(ledger, images, "trusted", "suspect")
     pseudo_labels = params.labeler(
-        images, ledger, len(info["class_names"]), model=model.root, stamp=stamp, seed=seed
+        images,
+        ledger,
+        len(info["class_names"]),
+        model=model.root,
+        stamp=stamp,
+        seed=seed,
+        engine=engine,
     )
     relabeled = make_plan(
         ledger,

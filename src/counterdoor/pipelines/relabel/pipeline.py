@@ -20,6 +20,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:model",
                     "params:stamp",
                     "params:seed",
+                    "params:engine",
                 ],
                 outputs={
                     "ledger": "relabeled_ledger",

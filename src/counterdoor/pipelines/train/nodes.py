@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from counterdoor.engine import DEFAULT, Engine
+from counterdoor.feed import Samples
 from counterdoor.ledger import check_ledger
 from counterdoor.models import TrainedNet, build_net
 from counterdoor.params import ModelParams, TrainParams
 from counterdoor.relabeling import ledger_samples, plan_samples
 from counterdoor.stamp import Stamp
-from counterdoor.training import Samples, fit
+from counterdoor.training import fit
 
 
 def train_defended(
@@ -21,6 +23,7 @@ def train_defended(
     model: ModelParams,
     stamp: Stamp,
     seed: int,
+    engine: Engine = DEFAULT,
 ) -> dict[str, Any]:
     """Train on the plan: suspects relabelled, the stamp on after augmentation.
 
@@ -32,6 +35,7 @@ def train_defended(
         model: the net.
         stamp: the stamp.
         seed: the run's seed.
+        engine: what to run on.
 
     Returns:
         ``net`` (:class:`TrainedNet`, deployed with the stamp if any sample was
@@ -39,8 +43,9 @@ def train_defended(
 
     Source: NAB, section 4.3.
     """
+    samples = plan_samples(images, plan)
     used = stamp if plan["stamped"].any() else None
-    return _train(images, plan_samples(images, plan), info, params, model, used, seed, "defended")
+    return _train(images, samples, info, params, model, used, seed, engine, "defended")
 
 
 def train_undefended(
@@ -51,6 +56,7 @@ def train_undefended(
     params: TrainParams,
     model: ModelParams,
     seed: int,
+    engine: Engine = DEFAULT,
 ) -> dict[str, Any]:
     """Train the twin: the same data and recipe, labels as they came, no stamp.
 
@@ -60,7 +66,7 @@ def train_undefended(
     """
     check_ledger(ledger, images)
     samples = ledger_samples(images, ledger)
-    return _train(images, samples, info, params, model, None, seed, "undefended")
+    return _train(images, samples, info, params, model, None, seed, engine, "undefended")
 
 
 def _train(
@@ -71,12 +77,13 @@ def _train(
     model: ModelParams,
     stamp: Stamp | None,
     seed: int,
+    engine: Engine,
     stream: str,
 ) -> dict[str, Any]:
     classes = len(info["class_names"])
     # One initialisation for both, so that the twins differ by the plan alone.
     net = build_net(model.root, images, classes, seed=seed, stream="train/init")
-    fitted = fit(net, samples, params.recipe, seed=seed, stream=stream, stamp=stamp)
+    fitted = fit(net, samples, params.recipe, seed=seed, stream=stream, stamp=stamp, engine=engine)
     return {
         "net": TrainedNet.of(model.root, images, classes, fitted.state, stamp),
         "history": fitted.history,

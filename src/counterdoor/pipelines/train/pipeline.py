@@ -20,6 +20,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:train",
                     "params:model",
                     "params:seed",
+                    "params:engine",
                 ],
                 outputs={
                     "net": "undefended_net",
@@ -38,6 +39,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:model",
                     "params:stamp",
                     "params:seed",
+                    "params:engine",
                 ],
                 outputs={
                     "net": "defended_net",

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from counterdoor.detectors.base import suspect_count
+from counterdoor.engine import DEFAULT, Engine
 from counterdoor.ledger import check_ledger
 from counterdoor.models import TrainedNet, build_net
 from counterdoor.params import DetectParams, ModelParams, RelabelParams, TrainParams, WarmupParams
@@ -70,6 +71,7 @@ def warm_up(
     params: WarmupParams,
     model: ModelParams,
     seed: int,
+    engine: Engine = DEFAULT,
 ) -> dict[str, Any]:
     """Train the net that the detector looks at.
 
@@ -81,6 +83,7 @@ def warm_up(
         params: the warm-up's recipe.
         model: the net.
         seed: the run's seed.
+        engine: what to run on.
 
     Returns:
         ``net`` (:class:`TrainedNet`) and ``history``.
@@ -89,7 +92,8 @@ def warm_up(
     """
     classes = len(info["class_names"])
     net = build_net(model.root, images, classes, seed=seed, stream="warmup/init")
-    fitted = fit(net, ledger_samples(images, ledger), params.recipe, seed=seed, stream="warmup")
+    samples = ledger_samples(images, ledger)
+    fitted = fit(net, samples, params.recipe, seed=seed, stream="warmup", engine=engine)
     return {
         "net": TrainedNet.of(model.root, images, classes, fitted.state),
         "history": fitted.history,

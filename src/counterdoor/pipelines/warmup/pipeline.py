@@ -34,6 +34,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:warmup",
                     "params:model",
                     "params:seed",
+                    "params:engine",
                 ],
                 outputs={
                     "net": "warmup_net",

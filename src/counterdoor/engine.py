@@ -1,0 +1,116 @@
+"""What trainings and predictions run on: device, precision, number of processes, data path."""
+
+import functools
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import Field
+
+from counterdoor.component import Config
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+class Engine(Config):
+    """Where and how nets are run; the method itself does not depend on it.
+
+    Attributes:
+        accelerator: ``cpu``, ``cuda``, ``mps`` or ``auto``: a GPU if there is one.
+        devices: processes on this machine, one a device.
+        num_nodes: machines.
+        strategy: how several processes work together, in Lightning Fabric's names;
+            ``auto`` is none for one process and ``ddp_spawn`` for several.
+        precision: ``auto`` is bf16 autocast where the hardware multiplies bf16, and
+            fp32 elsewhere.
+        compile: pass nets through ``torch.compile``.
+        data: ``resident`` keeps all training images on the device, ``streaming`` reads
+            every batch from the (memory-mapped) array in the background, ``auto`` is
+            resident up to ``resident_mb``.
+        resident_mb: largest set of training images that ``auto`` keeps, in MB.
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = Field(default=1, ge=1)
+    num_nodes: int = Field(default=1, ge=1)
+    strategy: str = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    compile: bool = False
+    data: Literal["auto", "resident", "streaming"] = "auto"
+    resident_mb: int = Field(default=2048, ge=0)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that ``accelerator`` stands for."""
+        if self.accelerator != "auto":
+            return torch.device(self.accelerator)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def resolved_precision(self) -> Precision:
+        """The precision that ``auto`` stands for on this machine."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16-mixed" if multiplies_bf16(self.device.type) else "32-true"
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass outside training."""
+        kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        kind = kinds.get(self.resolved_precision())
+        return torch.autocast(self.device.type, kind, enabled=kind is not None)
+
+    def is_resident(self, nbytes: int) -> bool:
+        """Whether training images of so many bytes are kept on the device."""
+        if self.data != "auto":
+            return self.data == "resident"
+        free = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else float("inf")
+        return nbytes <= min(self.resident_mb * 1e6, free / 2)
+
+    def fabric(self) -> "Fabric":
+        """Lightning Fabric for these settings.
+
+        Raises:
+            ValueError: if this machine does not have them.
+        """
+        try:
+            from lightning_fabric import Fabric
+        except ModuleNotFoundError:  # the same library inside the package `lightning`
+            from lightning.fabric import Fabric  # type: ignore[no-redef]
+        several = self.devices * self.num_nodes > 1
+        strategy = (
+            ("ddp_spawn" if several else "auto") if self.strategy == "auto" else self.strategy
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # advice on other settings
+            try:
+                return Fabric(
+                    accelerator=self.device.type,
+                    devices=self.devices,
+                    num_nodes=self.num_nodes,
+                    strategy=strategy,
+                    precision=self.resolved_precision(),
+                )
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"engine.accelerator {self.accelerator!r} with {self.devices} device(s) and "
+                    f"precision {self.precision!r} cannot be used here: {error}"
+                ) from error
+
+
+DEFAULT = Engine()
+
+
+@functools.cache
+def multiplies_bf16(device_type: str) -> bool:
+    """Whether this machine's device has bf16 matrix products, not an emulation of them."""
+    if device_type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device_type != "cpu":
+        return False
+    try:
+        capabilities = torch.cpu.get_capabilities()
+    except AttributeError:  # torch < 2.12
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))

@@ -1,0 +1,84 @@
+"""Engines: what `auto` means, what is refused."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from counterdoor import engine as module
+from counterdoor.engine import Engine, multiplies_bf16
+
+
+def test_auto_is_a_gpu_if_there_is_one():
+    assert Engine(accelerator="cpu").device == torch.device("cpu")
+    assert Engine().device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(("has", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_auto_is_bf16_where_the_hardware_has_it(has, precision, monkeypatch):
+    monkeypatch.setattr(module, "multiplies_bf16", lambda device: has)
+    assert Engine(accelerator="cpu").resolved_precision() == precision
+    assert Engine(accelerator="cpu", precision="32-true").resolved_precision() == "32-true"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "has"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True, "avx512_bf16": False}, True),
+        ({}, False),
+    ],
+)
+def test_processors_by_what_they_say_of_themselves(capabilities, has, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert multiplies_bf16.__wrapped__("cpu") is has
+
+
+def test_other_devices_have_no_bf16():
+    assert multiplies_bf16.__wrapped__("mps") is False
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("32-true", None), ("bf16-mixed", torch.bfloat16)])
+def test_autocast_is_that_of_the_precision(precision, kind):
+    matrix = torch.ones(4, 4)
+    with Engine(accelerator="cpu", precision=precision).autocast():
+        assert (matrix @ matrix).dtype == (kind or torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "nbytes", "resident"),
+    [
+        ({}, 10_000_000, True),
+        ({}, 3_000_000_000, False),
+        ({"resident_mb": 1}, 1_000_000, True),
+        ({"resident_mb": 1}, 1_000_001, False),
+        ({"data": "streaming"}, 1, False),
+        ({"data": "resident"}, 10**12, True),
+    ],
+)
+def test_small_sets_are_resident(settings, nbytes, resident):
+    assert Engine(accelerator="cpu", **settings).is_resident(nbytes) is resident
+
+
+def test_fabric_is_as_configured():
+    fabric = Engine(accelerator="cpu", precision="bf16-mixed").fabric()
+    assert fabric.world_size == 1
+    assert fabric.device == torch.device("cpu")
+    assert fabric._precision.precision == "bf16-mixed"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "settings", [{"accelerator": "cuda"}, {"accelerator": "cpu", "strategy": "no_such"}], ids=str
+)
+def test_what_is_not_here_is_refused_in_words(settings):
+    with pytest.raises(ValueError, match=r"engine\.accelerator"):
+        Engine(**settings).fabric()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"devices": 0}, {"precision": "8"}, {"data": "disk"}, {"gpus": 1}], ids=str
+)
+def test_refused_settings(settings):
+    with pytest.raises(ValidationError, match=next(iter(settings))):
+        Engine(**settings)
