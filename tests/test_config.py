@@ -13,7 +13,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from counterdoor.cli import message
 from counterdoor.config import STAGES, ConfigError, VariantConfigLoader, known, variant_path
+from counterdoor.engine import Engine
+from counterdoor.params import (
+    AttackParams,
+    DetectParams,
+    IngestParams,
+    ModelParams,
+    RelabelParams,
+    TrainParams,
+    WarmupParams,
+)
 from counterdoor.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
+from counterdoor.stamp import Stamp
 
 pytestmark = pytest.mark.filterwarnings(
     # Kedro's own call of a function that OmegaConf 2.4 renamed.
@@ -395,3 +406,37 @@ def test_the_path_names_what_runs_when_a_component_is_chosen_in_place(given):
     path = variant_path(values, "warmup")
     assert f"/{values['attack']['name']}-{values['attack']['poison_ratio']}/" in path
     assert f"/{values['model']['name']}/" in path
+
+
+def test_cifar10_is_the_compact_net_with_the_fast_recipe():
+    values, base = parameters(env="cifar10"), parameters()
+    assert values["model"] == {"name": "compact", "widths": [32, 64, 128]}
+    assert values["ingest"]["source"]["name"] == "cifar10"
+    assert values["warmup"]["recipe"]["loss"] == {"name": "flooding", "gamma": 0.5}
+    assert values["train"]["recipe"]["augment"]["crop_fill"] == "reflect"
+    assert values["relabel"]["labeler"]["recipe"]["epochs"] == 16
+    assert values["relabel"]["trusted_stamps"] == base["relabel"]["trusted_stamps"]
+    for key, kind in (
+        ("ingest", IngestParams),
+        ("attack", AttackParams),
+        ("model", ModelParams),
+        ("warmup", WarmupParams),
+        ("detect", DetectParams),
+        ("relabel", RelabelParams),
+        ("train", TrainParams),
+        ("stamp", Stamp),
+        ("engine", Engine),
+    ):
+        kind.model_validate(values[key])
+
+
+@pytest.mark.parametrize("model", NAMES["model_name"])
+@pytest.mark.parametrize("labeler", NAMES["labeler_name"])
+def test_cifar10_with_another_choice_is_the_bases(model, labeler):
+    values = parameters(env="cifar10", model_name=model, labeler_name=labeler)
+    base = parameters(model_name=model, labeler_name=labeler)
+    if model != "compact":
+        assert values["model"] == base["model"]
+    if labeler != "vd":
+        assert values["relabel"]["labeler"] == base["relabel"]["labeler"]
+    ModelParams.model_validate(values["model"])

@@ -1,5 +1,6 @@
 """Batches: the same from memory and from a stream, in the drawn order, errors included."""
 
+import pickle
 import threading
 import time
 
@@ -115,6 +116,25 @@ def test_what_goes_wrong_while_streaming_is_raised_where_the_batch_is_wanted(noi
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
     assert "feed" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_another_process_maps_the_file_again(noise, tmp_path):
+    np.save(tmp_path / "images.npy", noise(50, 3))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    sent = pickle.dumps(make_samples(images, stamped=[True] * 50))
+    assert len(sent) < images.nbytes
+    received = pickle.loads(sent)
+    assert isinstance(received.images_nchw, np.memmap)
+    np.testing.assert_array_equal(received.images_nchw, images)
+    np.testing.assert_array_equal(received.stamped, [True] * 50)
+
+
+@pytest.mark.parametrize("part", [slice(3, 9), slice(None, None, 2)], ids=str)
+def test_a_part_of_a_mapped_file_is_copied(part, noise, tmp_path):
+    np.save(tmp_path / "images.npy", noise(20))
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")[part]
+    received = pickle.loads(pickle.dumps(make_samples(images)))
+    np.testing.assert_array_equal(received.images_nchw, images)
 
 
 @pytest.mark.parametrize(("n", "size", "given"), [(10, 4, 10), (9, 4, 8), (1, 4, 1), (4, 4, 4)])

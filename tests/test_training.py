@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from counterdoor.augment import Augment
+from counterdoor.checkpoint import checkpoints_in
 from counterdoor.engine import Engine
 from counterdoor.feed import Samples
 from counterdoor.models import DigitsCNN, NormalisedNet, ResNet18, build_net
-from counterdoor.recipe import Flooding, Recipe, Steps, Triangle
+from counterdoor.recipe import CrossEntropy, Flooding, Recipe, Steps, Triangle
 from counterdoor.seeding import torch_generator
 from counterdoor.stamp import Stamp
 from counterdoor.training import (
@@ -450,6 +451,28 @@ def test_streaming_gives_the_same_bits(case, mapped, tmp_path):
     assert same(
         train((net, samples), engine=streaming).state, train((net, samples), engine=resident).state
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [CrossEntropy(), Flooding(gamma=1.5)], ids=str)
+def test_two_processes_give_the_result_of_one(loss, digits, tmp_path):
+    """Same batches, batch norm over both shares, flooding of the whole batch's loss.
+
+    100 samples in batches of 33 leave a last one of one sample, which nobody uses.
+    """
+    np.save(tmp_path / "images.npy", digits.images_nchw)
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    samples = Samples(images, np.arange(100), digits.labels[:100], np.arange(100) % 4 == 0)
+    net = build_net(MODEL, images, 10, seed=0, stream="init")
+    recipe = FULL.model_copy(update={"batch_size": 33, "loss": loss, "epochs": 2})
+    one = train((net, samples), recipe)
+    with checkpoints_in(tmp_path / "checkpoints"):
+        two = train((net, samples), recipe, engine=Engine(accelerator="cpu", devices=2))
+        assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    columns = ["epoch", "loss", "accuracy", "learning_rate"]
+    pd.testing.assert_frame_equal(one.history[columns], two.history[columns], rtol=1e-3)
+    for name, tensor in one.state.items():
+        torch.testing.assert_close(two.state[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_bf16_is_close_to_fp32_and_not_the_same(case):

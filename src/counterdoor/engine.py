@@ -55,6 +55,12 @@ class Engine(Config):
             return self.precision
         return "bf16-mixed" if multiplies_bf16(self.device.type) else "32-true"
 
+    def resolved_strategy(self) -> str:
+        """The strategy that ``auto`` stands for with so many processes."""
+        if self.strategy != "auto" or self.devices * self.num_nodes == 1:
+            return self.strategy
+        return "ddp_spawn"
+
     def autocast(self) -> torch.autocast:
         """The context of a forward pass outside training."""
         kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -78,10 +84,6 @@ class Engine(Config):
             from lightning_fabric import Fabric
         except ModuleNotFoundError:  # the same library inside the package `lightning`
             from lightning.fabric import Fabric  # type: ignore[no-redef]
-        several = self.devices * self.num_nodes > 1
-        strategy = (
-            ("ddp_spawn" if several else "auto") if self.strategy == "auto" else self.strategy
-        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # advice on other settings
             try:
@@ -89,7 +91,7 @@ class Engine(Config):
                     accelerator=self.device.type,
                     devices=self.devices,
                     num_nodes=self.num_nodes,
-                    strategy=strategy,
+                    strategy=self.resolved_strategy(),
                     precision=self.resolved_precision(),
                 )
             except (RuntimeError, ValueError) as error:

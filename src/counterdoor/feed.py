@@ -4,6 +4,9 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from mmap import mmap
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,6 +50,21 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: a whole memory-mapped file is mapped there again, not copied."""
+        state = dict(self.__dict__)
+        images = self.images_nchw
+        if isinstance(images, np.memmap) and isinstance(images.base, mmap):
+            order: Literal["F", "C"] = "F" if np.isfortran(images) else "C"
+            state["images_nchw"] = partial(
+                np.memmap, images.filename, images.dtype, "r", images.offset, images.shape, order
+            )
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        images = state["images_nchw"]
+        self.__dict__.update(state | {"images_nchw": images() if callable(images) else images})
 
 
 class Feed:
@@ -95,16 +113,18 @@ class Feed:
         return labels, torch.from_numpy(stamped[batch]).to(self._device)
 
 
-def shuffled_batches(n: int, batch_size: int, generator: torch.Generator) -> Iterator[np.ndarray]:
+def shuffled_batches(
+    n: int, batch_size: int, generator: torch.Generator, least: int = 2
+) -> Iterator[np.ndarray]:
     """Positions 0..n-1 in random order, ``batch_size`` at a time.
 
-    A last smaller batch is given too, except one of a single sample among others,
-    which batch norm cannot take.
+    A last smaller batch is given too, unless it has fewer than ``least`` samples: batch
+    norm cannot take one alone.
     """
     order = torch.randperm(n, generator=generator).numpy()
     for start in range(0, n, batch_size):
         batch = order[start : start + batch_size]
-        if len(batch) > 1 or n == 1:
+        if len(batch) >= least or n == 1:
             yield batch
 
 

@@ -5,16 +5,22 @@ import hashlib
 import json
 import logging
 import math
+import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from counterdoor.batch_norm import over_all_processes
 from counterdoor.checkpoint import Checkpoint
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.feed import Feed, Samples, shuffled_batches
@@ -46,6 +52,11 @@ class Fit:
 
     state: dict[str, Tensor]
     history: pd.DataFrame
+
+    @classmethod
+    def of(cls, state: dict[str, Tensor], records: list[dict[str, float]]) -> "Fit":
+        """From the net's tensors and one record an epoch."""
+        return cls(state, pd.DataFrame(records))
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,10 @@ def fit(
     Each batch is augmented as uint8, turned to float in [0, 1], stamped where the
     samples say so, and then normalised inside the net.
 
+    Several processes (``engine.devices``, ``engine.num_nodes``) work on the same batches
+    as one would, each on its share, with batch norm over the whole batch: the result is
+    that of one process up to rounding. Their progress is told when they have ended.
+
     Inside :func:`counterdoor.checkpoint.checkpoints_in` the training is saved once an
     epoch, and the same call in another process goes on from there, to the same bits on
     a CPU.
@@ -127,15 +142,33 @@ def fit(
         recipe.augment.check_stamp(stamp, net.mean)
     fabric = engine.fabric()
     job = _Job(net, samples, recipe, seed, stream, stamp, engine)
-    checkpoint = Checkpoint.of(stream, job.digest) if fabric.world_size == 1 else None
-    result: Fit = fabric.launch(_train, job, checkpoint)  # type: ignore[arg-type]
-    return result
+    checkpoint = Checkpoint.of(stream, job.digest)
+    train = partial(_train, job=job, checkpoint=checkpoint)
+    if not engine.resolved_strategy().endswith(("spawn", "fork")):
+        return Fit.of(*fabric.launch(train))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "fit.safetensors"
+        fabric.launch(partial(train, file=file))
+        with safe_open(file, framework="pt") as opened:
+            records = json.loads(opened.metadata()["records"])
+        fitted = Fit.of(load_file(file), records)
+    for epoch, record in enumerate(fitted.history.to_dict("records")):
+        _report(job, epoch, {str(name): value for name, value in record.items()})
+    return fitted
 
 
-def _train(fabric: "Fabric", job: _Job, checkpoint: Checkpoint | None) -> Fit:
+def _train(
+    fabric: "Fabric", job: _Job, checkpoint: Checkpoint | None, file: Path | None = None
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Weights on the CPU and the epochs' records; runs in each process.
+
+    A process of Fabric's own cannot hand over much: it writes both to ``file`` instead.
+    """
     recipe, samples = job.recipe, job.samples
     net = copy.deepcopy(job.net).to(memory_format=torch.channels_last)
     net.train()
+    if fabric.world_size > 1:
+        over_all_processes(net)
     optimizer = torch.optim.SGD(
         [parameter for parameter in net.parameters() if parameter.requires_grad],
         lr=recipe.learning_rate,
@@ -161,14 +194,18 @@ def _train(fabric: "Fabric", job: _Job, checkpoint: Checkpoint | None) -> Fit:
                     f"{recipe.learning_rate:g}"
                 )
             records.append({"epoch": epoch + 1, **record})
-            if checkpoint is not None:
+            if checkpoint is not None and fabric.is_global_zero:
                 checkpoint.save(net, optimizer, order, draws, records)
-            _report(job, epoch, record)
+            _report(job, epoch, records[-1])
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in net.state_dict().items()
     }
-    return Fit(state, pd.DataFrame(records))
+    if file is None:
+        return state, records
+    if fabric.is_global_zero:
+        save_file(state, file, {"records": json.dumps(records)})
+    return {}, []
 
 
 def _epoch(
@@ -187,31 +224,37 @@ def _epoch(
     total_loss = torch.zeros((), device=fabric.device)
     total_correct = torch.zeros((), device=fabric.device)
     seen, n = 0, len(job.samples)
+    mine = slice(fabric.global_rank, None, fabric.world_size)
     first_rate = recipe.learning_rate * recipe.schedule(epoch, recipe.epochs)
-    for images, labels, flags in feed(shuffled_batches(n, recipe.batch_size, order)):
+    least = max(2 if n > 1 else 1, fabric.world_size)
+    for images, labels, flags in feed(shuffled_batches(n, recipe.batch_size, order, least)):
         rate = recipe.learning_rate * recipe.schedule(epoch + seen / n, recipe.epochs)
         for group in stepper.param_groups:
             group["lr"] = rate
         batch = recipe.augment(images, draws)
+        whole = len(batch)
+        batch, labels = batch[mine], labels[mine]
+        flags = None if flags is None else flags[mine]
         batch = batch.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
         if job.stamp is not None and flags is not None:
             batch = apply_stamp(batch, job.stamp, mean, flags)
         logits = module(batch)
         if epoch == 0:
             _check_labels(labels, logits.shape[1])
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         stepper.zero_grad(set_to_none=True)
-        fabric.backward(recipe.loss(loss))
+        loss = _backward(fabric, recipe, logits, labels, whole)
         stepper.step()
-        total_loss += loss.detach() * len(labels)
+        total_loss += loss * whole
         total_correct += (logits.detach().argmax(1) == labels).sum()
-        seen += len(labels)
+        seen += whole
         now = time.perf_counter()
         if now - reported > TICK_SECONDS and logger.isEnabledFor(logging.DEBUG):
             reported = now
             loss_now, rate_now = float(total_loss) / seen, seen / (now - started)
             progress = _progress(job, epoch, seen, loss_now, rate_now)
             logger.debug("%s: epoch %d", job.stream, epoch + 1, extra={"progress": progress})
+    if fabric.world_size > 1:
+        total_correct = fabric.all_reduce(total_correct, reduce_op="sum")  # type: ignore[assignment]
     loss_sum, correct = float(total_loss), float(total_correct)
     seconds = time.perf_counter() - started
     return {
@@ -221,6 +264,27 @@ def _epoch(
         "seconds": seconds,
         "images_per_second": seen / seconds,
     }
+
+
+def _backward(
+    fabric: "Fabric", recipe: Recipe, logits: Tensor, labels: Tensor, whole: int
+) -> Tensor:
+    """Gradient of the transformed loss; returns the batch-mean cross-entropy itself.
+
+    With several processes ``logits`` and ``labels`` are this one's share of ``whole``
+    samples; the transform is of the mean over all, and DDP averages the gradients.
+    """
+    if fabric.world_size == 1:
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        fabric.backward(recipe.loss(loss))
+        return loss.detach()
+    total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=recipe.label_smoothing)
+    share = total / whole
+    mean: Tensor = fabric.all_reduce(share.detach(), reduce_op="sum")  # type: ignore[assignment]
+    mean.requires_grad_()
+    (slope,) = torch.autograd.grad(recipe.loss(mean), mean)
+    fabric.backward(share * slope * fabric.world_size)
+    return mean.detach()
 
 
 def predict_logits(
@@ -320,7 +384,8 @@ def _progress(job: _Job, epoch: int, seen: int, loss: float, rate: float) -> dic
     }
 
 
-def _report(job: _Job, epoch: int, metrics: dict[str, float]) -> None:
+def _report(job: _Job, epoch: int, record: dict[str, float]) -> None:
+    metrics = {name: value for name, value in record.items() if name != "epoch"}
     logger.info(
         "%s epoch %d/%d: loss %.4f, accuracy %.4f, %.0f images/s",
         job.stream,
