@@ -53,8 +53,10 @@ mlflow: install  ## serve the tracked runs on http://127.0.0.1:5001
 viz: install  ## show the DAG
 	$(BIN)/kedro viz run
 
-bench: install  ## what tracking and reporting cost
-	$(BIN)/python benchmarks/overhead.py
+bench: install  ## all benchmarks, one JSON object each (about an hour)
+	for name in overhead throughput memory cost kills; do \
+	  $(BIN)/python benchmarks/$$name.py --json || exit 1; \
+	done
 
 clean:  ## remove what runs have written, keep the environment
 	rm -rf mlflow.db mlartifacts mlruns .pytest_cache .mypy_cache .ruff_cache
