@@ -21,7 +21,8 @@ from counterdoor.catalogue import catalogue
 from counterdoor.cli import ReadableError, cli, message, readable
 from counterdoor.config import ConfigError
 from counterdoor.recipe import Recipe
-from counterdoor.tracking import CHOICES, EXPERIMENT, RESULTS
+from counterdoor.results import RESULTS
+from counterdoor.tracking import CHOICES, EXPERIMENT
 
 pytestmark = [
     pytest.mark.filterwarnings(

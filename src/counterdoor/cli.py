@@ -83,7 +83,7 @@ def results(
     form: str, limit: int | None, where: str, last: bool, summary: bool, columns: str
 ) -> None:
     """Print one row a run from MLflow, newest first."""
-    from counterdoor.tracking import Results
+    from counterdoor.results import Results
 
     found = Results.read(_project_path(), where=where, limit=1 if last else limit)
     if last and form == "table":
