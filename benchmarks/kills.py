@@ -5,7 +5,7 @@ drawn from the time that an undisturbed run takes, and started again until it en
 nets and metrics must be those of the undisturbed run, byte for byte, and every artifact
 must load.
 
-    python benchmarks/kills.py [--kills 20] [--seed 0] [--json]
+    python benchmarks/kills.py [--kills 20] [--jobs 2] [--seed 0] [--json]
 
 ``ratio`` is the share of kills after which all was identical; anything below 1 is a defect.
 """
@@ -14,10 +14,12 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from overhead import project_copy
@@ -66,6 +68,7 @@ def main() -> None:
     """Kill, resume, compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, a thread each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
@@ -73,7 +76,6 @@ def main() -> None:
 
     root = Path(__file__).resolve().parents[1]
     draw = random.Random(options.seed)
-    moments, identical, broken = [], [], []
     with tempfile.TemporaryDirectory() as name:
         whole = project_copy(Path(name) / "whole")
         began = time.perf_counter()
@@ -81,24 +83,31 @@ def main() -> None:
             raise SystemExit("the undisturbed run failed")
         seconds = time.perf_counter() - began
         expected = ends(whole)
-        for trial in range(options.kills):
-            folder = project_copy(Path(name) / f"cut{trial}")
-            moment = draw.uniform(0.0, seconds)
+        drawn = [round(draw.uniform(0.0, seconds), 2) for _ in range(options.kills)]
+
+        def trial(number: int) -> tuple[bool, list[str]]:
+            """Kill, resume; whether it ended the same, and what is broken."""
+            folder = project_copy(Path(name) / f"cut{number}")
             process = start(folder)
-            time.sleep(moment)
+            time.sleep(drawn[number])
             process.kill()
             process.wait()
             if start(folder).wait():
-                raise SystemExit(f"the run killed after {moment:.1f} s could not be resumed")
-            moments.append(round(moment, 2))
-            identical.append(ends(folder) == expected)
-            broken += broken_artifacts(folder)
-            print(f"{moment:6.1f} s: identical {identical[-1]}", file=sys.stderr, flush=True)
+                return False, ["the run could not be resumed"]
+            same, broken = ends(folder) == expected, broken_artifacts(folder)
+            print(f"killed after {drawn[number]} s: {same}", file=sys.stderr, flush=True)
+            shutil.rmtree(folder)
+            return same, broken
+
+        with ThreadPoolExecutor(options.jobs) as pool:
+            trials = list(pool.map(trial, range(options.kills)))
+    identical = [same for same, _ in trials]
+    broken = [name for _, names in trials for name in names]
     result = {
         "name": "kills",
         "ratio": sum(identical) / len(identical),
         "values": {
-            "killed_after_seconds": moments,
+            "killed_after_seconds": drawn,
             "identical": identical,
             "broken_artifacts": broken,
             "undisturbed_seconds": round(seconds, 1),
