@@ -52,10 +52,14 @@ class Parquet(SourceBase):
     def _read(self, part: str, limit: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         import pyarrow.parquet as pq
 
-        images: list[np.ndarray] = []
-        labels: list[int] = []
+        files = sorted(Path(self.path).glob(f"{part}*.parquet"))
+        rows = sum(pq.read_metadata(file).num_rows for file in files)
+        rows = min(rows, limit) if limit else rows
+        images = np.empty((0, 0, 0, 0), np.uint8)
+        labels = np.empty(rows, dtype=np.int64)
         names: tuple[str, ...] = ()
-        for file in sorted(Path(self.path).glob(f"{part}*.parquet")):
+        read = 0
+        for file in files:
             with pq.ParquetFile(file) as table:
                 names = names or _class_names(table.schema_arrow.metadata, self.label_column)
                 for wanted in (self.image_column, self.label_column):
@@ -65,20 +69,22 @@ class Parquet(SourceBase):
                             "set source.image_column and source.label_column"
                         )
                 columns = [self.image_column, self.label_column]
-                row_number = 0
+                first = read
                 for batch in table.iter_batches(1000, columns=columns):
-                    for row in batch.to_pylist():
-                        if limit and len(images) == limit:
-                            break
-                        place = f"{file}, row {row_number}"
-                        images.append(self._decode(row[self.image_column], place))
-                        labels.append(_label(row[self.label_column], place))
-                        row_number += 1
-        sizes = {image.shape for image in images}
-        if len(sizes) > 1:
-            raise ValueError(f"the images in {self.path} differ in size: {sorted(sizes)[:5]}")
-        stacked = np.stack(images) if images else np.empty((0, 0, 0, 0), np.uint8)
-        return stacked, np.asarray(labels, dtype=np.int64), names
+                    for row in batch.to_pylist()[: rows - read]:
+                        place = f"{file}, row {read - first}"
+                        image = self._decode(row[self.image_column], place)
+                        if not images.size:
+                            images = np.empty((rows, *image.shape), np.uint8)
+                        if image.shape != images.shape[1:]:
+                            raise ValueError(
+                                f"the images in {self.path} differ in size: {images.shape[1:]} "
+                                f"and, at {place}, {image.shape}"
+                            )
+                        images[read] = image
+                        labels[read] = _label(row[self.label_column], place)
+                        read += 1
+        return images, labels, names
 
     def _decode(self, cell: dict[str, bytes], place: str) -> np.ndarray:
         from PIL import Image, UnidentifiedImageError
