@@ -455,7 +455,7 @@ def test_streaming_gives_the_same_bits(case, mapped, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", [CrossEntropy(), Flooding(gamma=1.5)], ids=str)
-def test_two_processes_give_the_result_of_one(loss, digits, tmp_path):
+def test_two_processes_give_the_result_of_one(loss, digits, tmp_path, caplog):
     """Same batches, batch norm over both shares, flooding of the whole batch's loss.
 
     100 samples in batches of 33 leave a last one of one sample, which nobody uses.
@@ -466,9 +466,14 @@ def test_two_processes_give_the_result_of_one(loss, digits, tmp_path):
     net = build_net(MODEL, images, 10, seed=0, stream="init")
     recipe = FULL.model_copy(update={"batch_size": 33, "loss": loss, "epochs": 2})
     one = train((net, samples), recipe)
-    with checkpoints_in(tmp_path / "checkpoints"):
+    caplog.clear()
+    with (
+        checkpoints_in(tmp_path / "checkpoints"),
+        caplog.at_level(logging.INFO, logger="counterdoor.training"),
+    ):
         two = train((net, samples), recipe, engine=Engine(accelerator="cpu", devices=2))
         assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    assert [record.step for record in caplog.records if hasattr(record, "step")] == [1, 2]
     columns = ["epoch", "loss", "accuracy", "learning_rate"]
     pd.testing.assert_frame_equal(one.history[columns], two.history[columns], rtol=1e-3)
     for name, tensor in one.state.items():

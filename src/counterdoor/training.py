@@ -196,7 +196,8 @@ def _train(
             records.append({"epoch": epoch + 1, **record})
             if checkpoint is not None and fabric.is_global_zero:
                 checkpoint.save(net, optimizer, order, draws, records)
-            _report(job, epoch, records[-1])
+            if file is None and fabric.is_global_zero:
+                _report(job, epoch, records[-1])
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in net.state_dict().items()

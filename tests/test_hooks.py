@@ -1,0 +1,96 @@
+"""Progress bars and checkpoint folders; the preflight is tested with whole projects."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from counterdoor.checkpoint import Checkpoint
+from counterdoor.hooks import LIBRARY_LOGGER, CheckpointHooks, ProgressHooks
+
+PROGRESS = {
+    "stream": "warmup",
+    "epoch": 2,
+    "epochs": 10,
+    "done": 150,
+    "total": 1000,
+    "loss": 0.5,
+    "rate": 4321.0,
+}
+
+
+def test_bars_show_epoch_loss_and_rate_on_a_terminal(monkeypatch):
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: True, write=len, flush=int))
+    monkeypatch.setenv("TERM", "xterm")
+    training = logging.getLogger(LIBRARY_LOGGER)
+    before = (training.level, training.propagate, list(training.handlers))
+    hooks = ProgressHooks()
+    hooks.before_node_run(node=None)
+    try:
+        assert training.isEnabledFor(logging.DEBUG)
+        training.debug("within an epoch", extra={"progress": PROGRESS})
+        training.debug("something else")
+        (task,) = hooks._handler._progress.tasks
+        assert (task.completed, task.total) == (150, 1000)
+        text = "".join(
+            column.render(task).plain
+            for column in hooks._handler._progress.columns
+            if hasattr(column, "text_format")
+        )
+        assert "warmup" in text
+        assert "epoch 2/10" in text
+        assert "loss 0.500" in text
+        assert "4,321 images/s" in text
+    finally:
+        hooks.after_node_run(node=None)
+    assert (training.level, training.propagate, list(training.handlers)) == before
+
+
+@pytest.mark.parametrize(("terminal", "term"), [(False, "xterm"), (True, "dumb")])
+def test_no_bars_elsewhere(terminal, term, monkeypatch):
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: terminal))
+    monkeypatch.setenv("TERM", term)
+    hooks = ProgressHooks()
+    hooks.before_node_run(node=None)
+    assert hooks._handler is None
+
+
+def variant(tmp_path, seed):
+    names = ("source", "attack", "model", "detector", "labeler")
+    parameters = {f"{name}_name": name for name in names} | {"poison_ratio": 0.1, "seed": seed}
+    keys = ("ingest", "model", "engine", "warmup", "detect", "relabel", "stamp", "train", "attack")
+    parameters |= {key: {} for key in keys}
+    hooks = CheckpointHooks()
+    hooks.after_context_created(
+        SimpleNamespace(project_path=tmp_path, config_loader={"parameters": parameters})
+    )
+    return hooks
+
+
+def saved(hooks):
+    """The file that a training would be saved in now, made."""
+    file = Checkpoint.of("train", lambda: "0" * 64).path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    return file
+
+
+def test_a_run_that_ended_well_removes_its_own_checkpoints_only(tmp_path):
+    (tmp_path / "data").mkdir()
+    one, two = variant(tmp_path, 0), variant(tmp_path, 1)
+    one.before_pipeline_run()
+    mine = saved(one)
+    one.on_pipeline_error(error=ValueError())
+    assert Checkpoint.of("train", str) is None
+    assert mine.exists()
+    two.before_pipeline_run()
+    other = saved(two)
+    assert mine.parent != other.parent
+    two.after_pipeline_run()
+    assert mine.exists()
+    assert not other.parent.exists()
+    one.before_pipeline_run()
+    assert saved(one) == mine
+    one.after_pipeline_run()
+    assert list((tmp_path / "data").iterdir()) == []
+    assert Checkpoint.of("train", str) is None
