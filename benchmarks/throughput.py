@@ -8,7 +8,7 @@ batch size, same augmentation, in turn (A B A B …); the first pass of each is 
 
 ``ratio`` is the median of ours / baseline over the rounds. ``tflops`` are those of the net's
 convolutions and matrix products; ``matmul_tflops`` is what a large fp32 and bf16 matrix
-product reaches here, the limit to compare with.
+product (where the hardware has it) reaches here, the limit to compare with.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from counterdoor.augment import Augment
-from counterdoor.engine import Engine
+from counterdoor.engine import Engine, multiplies_bf16
 from counterdoor.feed import Samples
 from counterdoor.models import Compact, NormalisedNet, ResNet18, build_net
 from counterdoor.recipe import Recipe
@@ -160,6 +160,7 @@ def main() -> None:
             "matmul_tflops": {
                 str(kind).removeprefix("torch."): round(matmul_tflops(kind), 4)
                 for kind in (torch.float32, torch.bfloat16)
+                if kind == torch.float32 or multiplies_bf16(engine.device.type)
             },
         },
         "commit": commit_tags(Path(__file__).parent).get("commit", "unknown"),

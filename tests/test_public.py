@@ -14,7 +14,16 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(counterdoor.__path__, "counterdoor.")
     if not module.name.endswith("__main__")
 )
-WITH_KEDRO = ("cli", "config", "hooks", "io", "pipeline_registry", "settings", "tracking")
+WITH_KEDRO = (
+    "cli",
+    "config",
+    "hooks",
+    "io",
+    "pipeline_registry",
+    "settings",
+    "results",
+    "tracking",
+)
 LIBRARY = [
     name
     for name in MODULES
