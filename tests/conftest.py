@@ -17,11 +17,18 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from counterdoor import engine
 from counterdoor.component import Component
 from counterdoor.ledger import new_ledger
 from counterdoor.sources import Cifar10, Digits, ImageSet
 
 torch.set_num_threads(1)  # nets this small are slower on several, above all on busy cores
+
+
+@pytest.fixture(autouse=True)
+def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compared with a slow version is computed in fp32, whatever the processor has."""
+    monkeypatch.setattr(engine, "multiplies_bf16", lambda device: False)
 
 
 @pytest.fixture(scope="session")

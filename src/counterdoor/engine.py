@@ -1,6 +1,7 @@
 """What trainings and predictions run on: device, precision, number of processes, data path."""
 
 import functools
+import logging
 import warnings
 from typing import TYPE_CHECKING, Literal
 
@@ -84,6 +85,8 @@ class Engine(Config):
             from lightning_fabric import Fabric
         except ModuleNotFoundError:  # the same library inside the package `lightning`
             from lightning.fabric import Fabric  # type: ignore[no-redef]
+        # It tells the precision at every start; a handler of its own prints it anywhere.
+        logging.getLogger(Fabric.__module__.removesuffix(".fabric")).setLevel(logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # advice on other settings
             try:

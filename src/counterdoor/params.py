@@ -71,6 +71,9 @@ class RelabelParams(Config):
         agreed_stamps: share of every class's untrusted, unsuspected samples with a
             pseudo-label equal to their label, of which a stamped copy joins the
             training; in [0, 1]; 0 in the paper's setting.
+        calm_stamps: share of every class's untrusted, unsuspected samples, the least
+            suspicious ones, of which a stamped copy joins the training with the label
+            it came with; in [0, 1]; 0 in the paper's setting. Needs no trusted images.
         stamp_repeats: how often a stamped suspect occurs in the training; 1 in the
             paper's setting.
     """
@@ -78,6 +81,7 @@ class RelabelParams(Config):
     labeler: Labeler
     trusted_stamps: int = Field(ge=0)
     agreed_stamps: float = Field(default=0.0, ge=0, le=1)
+    calm_stamps: float = Field(default=0.0, ge=0, le=1)
     stamp_repeats: int = Field(default=1, ge=1)
 
 

@@ -20,8 +20,9 @@ class Relabeled:
             ``sample_id``, ``label`` (to train with), ``stamped``, and ``role``:
             ``kept``, ``confirmed`` (a suspect whose pseudo-label agrees),
             ``stamped`` (a suspect relabelled and stamped) or ``trusted_stamp``
-            (a stamped copy of a trusted sample, with its own label) or ``agreed_stamp``
-            (the same of an untrusted sample that nothing speaks against).
+            (a stamped copy of a trusted sample, with its own label), ``agreed_stamp``
+            (the same of an untrusted sample that nothing speaks against) or
+            ``calm_stamp`` (the same of one of the least suspicious samples).
     """
 
     ledger: pd.DataFrame
@@ -34,6 +35,7 @@ def make_plan(
     *,
     trusted_stamps: int = 0,
     agreed_stamps: float = 0.0,
+    calm_stamps: float = 0.0,
     stamp_repeats: int = 1,
     seed: int = 0,
 ) -> Relabeled:
@@ -44,7 +46,8 @@ def make_plan(
     images of that class. Stamped samples that keep their label mend that: trusted
     ones, and untrusted ones that nothing speaks against. A poisoned sample can be
     among the latter only if it was not suspected *and* the labeler, which has not
-    seen the trigger's label, takes it for the target.
+    seen the trigger's label, takes it for the target. Calm stamps need neither
+    trusted images nor pseudo-labels, only the detector's scores.
 
     Args:
         ledger: with ``label``, ``trusted`` and ``suspect``; not changed.
@@ -54,13 +57,16 @@ def make_plan(
         agreed_stamps: share of every class's untrusted, unsuspected samples with a
             pseudo-label equal to their label, of which a stamped copy is added; in
             [0, 1]; without effect where no suspect is stamped.
+        calm_stamps: share of every class's untrusted, unsuspected samples, the least
+            suspicious ones by ``score``, of which a stamped copy is added with the label
+            they came with; in [0, 1]; without effect where no suspect is stamped.
         stamp_repeats: how often a stamped suspect occurs.
         seed: the run's seed; draws the samples of ``agreed_stamps``.
 
     Raises:
         ValueError: if nothing is left to train on.
 
-    Source: NAB, section 4.2; trusted and agreed stamps and repeats are ours.
+    Source: NAB, section 4.2; all but the relabelled suspects' stamps are ours.
     """
     suspect = ledger["suspect"].to_numpy()
     given = ledger["label"].to_numpy()
@@ -78,7 +84,8 @@ def make_plan(
     if stamped.any():
         again = ledger[["sample_id", "label"]].assign(stamped=True)
         trusted = again[ledger["trusted"]].assign(role="trusted_stamp")
-        agreed = np.flatnonzero(~suspect & ~ledger["trusted"].to_numpy() & (pseudo_labels == given))
+        free = ~suspect & ~ledger["trusted"].to_numpy()
+        agreed = np.flatnonzero(free & (pseudo_labels == given))
         generator = numpy_generator(seed, "relabel/agreed")
         drawn = agreed[stratified_rows(given[agreed], agreed_stamps, generator)]
         plan = pd.concat(
@@ -87,12 +94,23 @@ def make_plan(
                 *[plan[plan["stamped"]]] * (stamp_repeats - 1),
                 *[trusted] * trusted_stamps,
                 again.iloc[drawn].assign(role="agreed_stamp"),
+                again.iloc[_calmest(ledger, free, calm_stamps)].assign(role="calm_stamp"),
             ],
             ignore_index=True,
         )
     if not len(plan):
         raise ValueError("every sample is a suspect and dropped: nothing is left to train on")
     return Relabeled(relabeled, plan.reset_index(drop=True))
+
+
+def _calmest(ledger: pd.DataFrame, free: np.ndarray, share: float) -> np.ndarray:
+    """Rows of round(share * n) least suspicious free samples of each class, sorted."""
+    if not share:
+        return np.empty(0, dtype=np.int64)
+    by_score = ledger.loc[free, ["label", "score"]].sort_values("score", kind="stable")
+    classes = by_score.groupby("label", sort=False)
+    calm = by_score[classes.cumcount() < (classes["score"].transform("size") * share).round()]
+    return np.sort(calm.index.to_numpy(dtype=np.int64))
 
 
 def plan_samples(images_nchw: np.ndarray, plan: pd.DataFrame) -> Samples:

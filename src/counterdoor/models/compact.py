@@ -23,12 +23,15 @@ class Compact(Component):
         batch_norm_momentum: weight of a new batch in batch norm's running statistics;
             short trainings need it high.
         scale: factor on the logits before the softmax.
+        identity_start: convolutions of the blocks begin by passing their inputs on, and
+            batch norm has a bias but no trained scale.
     """
 
     name: Literal["compact"] = "compact"
     widths: tuple[int, int, int] = (64, 128, 256)
     batch_norm_momentum: float = Field(default=0.4, gt=0, le=1)
     scale: float = Field(default=1 / 9, gt=0)
+    identity_start: bool = True
 
     def __call__(self, channels: int, num_classes: int) -> nn.Module:
         """An untrained net from (N, channels, H, W) to logits (N, num_classes); H, W >= 12."""
@@ -69,14 +72,25 @@ class Compact(Component):
 
     def _block(self, inputs: int, outputs: int) -> tuple[nn.Module, ...]:
         return (
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            self._convolution(inputs, outputs),
             nn.MaxPool2d(2),
-            nn.BatchNorm2d(outputs, momentum=self.batch_norm_momentum),
+            self._norm(outputs),
             nn.GELU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs, momentum=self.batch_norm_momentum),
+            self._convolution(outputs, outputs),
+            self._norm(outputs),
             nn.GELU(),
         )
+
+    def _convolution(self, inputs: int, outputs: int) -> nn.Conv2d:
+        layer = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        if self.identity_start:
+            nn.init.dirac_(layer.weight.data[:inputs])
+        return layer
+
+    def _norm(self, channels: int) -> nn.BatchNorm2d:
+        layer = nn.BatchNorm2d(channels, momentum=self.batch_norm_momentum)
+        layer.weight.requires_grad_(not self.identity_start)
+        return layer
 
 
 class Scale(nn.Module):

@@ -58,6 +58,7 @@ def relabel(
         pseudo_labels,
         trusted_stamps=params.trusted_stamps,
         agreed_stamps=params.agreed_stamps,
+        calm_stamps=params.calm_stamps,
         stamp_repeats=params.stamp_repeats,
         seed=seed,
     )
