@@ -1,5 +1,6 @@
 """Named choices, checked names, and paths that change exactly when the result may."""
 
+import math
 import re
 from copy import deepcopy
 from functools import cache
@@ -11,9 +12,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from counterdoor.augment import Augment
 from counterdoor.cli import message
 from counterdoor.config import STAGES, ConfigError, VariantConfigLoader, known, variant_path
 from counterdoor.engine import Engine
+from counterdoor.labelers import VD
 from counterdoor.params import (
     AttackParams,
     DetectParams,
@@ -408,14 +411,10 @@ def test_the_path_names_what_runs_when_a_component_is_chosen_in_place(given):
     assert f"/{values['model']['name']}/" in path
 
 
-def test_cifar10_is_the_compact_net_with_the_fast_recipe():
-    values, base = parameters(env="cifar10"), parameters()
-    assert values["model"] == {"name": "compact", "widths": [32, 64, 128]}
+@pytest.mark.parametrize("env", ["cifar10", "paper"])
+def test_the_environments_are_valid(env):
+    values = parameters(env=env)
     assert values["ingest"]["source"]["name"] == "cifar10"
-    assert values["warmup"]["recipe"]["loss"] == {"name": "flooding", "gamma": 0.5}
-    assert values["train"]["recipe"]["augment"]["crop_fill"] == "reflect"
-    assert values["relabel"]["labeler"]["recipe"]["epochs"] == 16
-    assert values["relabel"]["trusted_stamps"] == base["relabel"]["trusted_stamps"]
     for key, kind in (
         ("ingest", IngestParams),
         ("attack", AttackParams),
@@ -430,10 +429,39 @@ def test_cifar10_is_the_compact_net_with_the_fast_recipe():
         kind.model_validate(values[key])
 
 
+def test_cifar10_is_the_compact_net_with_the_fast_recipe():
+    values = parameters(env="cifar10")
+    assert values["model"]["name"] == "compact"
+    assert values["warmup"]["recipe"]["loss"] == {"name": "flooding", "gamma": 0.5}
+    assert values["train"]["recipe"]["augment"]["crop_fill"] == "reflect"
+
+
+def test_paper_has_the_papers_values():
+    """Of the authors' code; every value that is not a default of the library."""
+    values = parameters(env="paper")
+    assert values["model"] == {"name": "resnet18", "small_image_stem": True}
+    assert Stamp.model_validate(values["stamp"]) == Stamp()
+    train = TrainParams.model_validate(values["train"]).recipe
+    assert (train.epochs, train.batch_size, train.learning_rate) == (100, 64, 0.1)
+    assert (train.momentum, train.weight_decay) == (0.9, 1e-4)
+    rates = [train.learning_rate * train.schedule(epoch, 100) for epoch in (0, 50, 99)]
+    by_hand = [0.5 * (1 + math.cos(math.pi * epoch / 105)) * 0.1 for epoch in (0, 50, 99)]
+    assert rates == pytest.approx(by_hand)
+    warmup = WarmupParams.model_validate(values["warmup"]).recipe
+    assert (warmup.epochs, warmup.loss.gamma) == (20, 0.5)
+    assert warmup.schedule(10, 20) == pytest.approx(0.5 * (1 + math.cos(math.pi * 10 / 100)))
+    assert warmup.augment == Augment()
+    relabel = RelabelParams.model_validate(values["relabel"])
+    assert relabel.labeler == VD()
+    assert relabel == RelabelParams(labeler=VD(), trusted_stamps=0)
+    assert values["detect"]["suspect_ratio"] == values["ingest"]["trusted_share"] == 0.05
+
+
 @pytest.mark.parametrize("model", NAMES["model_name"])
 @pytest.mark.parametrize("labeler", NAMES["labeler_name"])
-def test_cifar10_with_another_choice_is_the_bases(model, labeler):
-    values = parameters(env="cifar10", model_name=model, labeler_name=labeler)
+@pytest.mark.parametrize("env", ["cifar10", "paper"])
+def test_an_environment_with_another_choice_is_the_bases(model, labeler, env):
+    values = parameters(env=env, model_name=model, labeler_name=labeler)
     base = parameters(model_name=model, labeler_name=labeler)
     if model != "compact":
         assert values["model"] == base["model"]

@@ -209,6 +209,26 @@ def test_a_suspect_or_trusted_sample_is_never_among_the_agreed(ledger):
     assert agreed.tolist() == others.tolist()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_calm_stamps_are_the_least_suspicious_of_each_class(generator, ledger, share):
+    scored = ledger.assign(score=generator.permutation(len(ledger)).astype(float))
+    pseudo_labels = generator.integers(0, 4, len(ledger))
+    without = make_plan(scored, pseudo_labels, trusted_stamps=1).plan
+    plan = make_plan(scored, pseudo_labels, trusted_stamps=1, calm_stamps=share).plan
+    pd.testing.assert_frame_equal(plan.iloc[: len(without)], without)
+    expected = []
+    for label in range(4):
+        free = [
+            i
+            for i in range(len(scored))
+            if scored["label"][i] == label and not scored["suspect"][i] and not scored["trusted"][i]
+        ]
+        free.sort(key=lambda i: scored["score"][i])
+        expected += free[: round(share * len(free))]
+    rows = list(plan.iloc[len(without) :].itertuples(index=False, name=None))
+    assert rows == [(i, int(scored["label"][i]), True, "calm_stamp") for i in sorted(expected)]
+
+
 def test_repeats_are_of_stamped_suspects_alone(ledger, noise):
     pseudo_labels = (ledger["label"].to_numpy() + 1) % 4
     plan = make_plan(ledger, pseudo_labels, trusted_stamps=1, stamp_repeats=5).plan

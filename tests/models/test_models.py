@@ -230,6 +230,22 @@ def test_compact_first_layer_depends_on_the_images_alone_and_is_not_trained(patt
     assert one.body[0].bias.requires_grad
 
 
+def test_compact_blocks_begin_by_passing_their_inputs_on(noise):
+    net = build_net(Compact(widths=(32, 40, 48)), noise(4, 3, 16, 16), 5, seed=0, stream="x")
+    convolutions = [each for each in net.body if isinstance(each, torch.nn.Conv2d)][1:]
+    assert len(convolutions) == 6
+    for layer in convolutions:
+        images = torch.rand(2, layer.in_channels, 6, 6)
+        torch.testing.assert_close(layer(images)[:, : layer.in_channels], images)
+        assert layer.weight[layer.in_channels :].abs().sum() > 0 or layer.in_channels == len(
+            layer.weight
+        )
+    scales = [each.weight for each in net.body if isinstance(each, torch.nn.BatchNorm2d)]
+    assert not any(scale.requires_grad for scale in scales)
+    free = Compact(widths=(32, 40, 48), identity_start=False)(3, 5)
+    assert all(each.requires_grad for each in list(free.parameters())[2:])
+
+
 def test_compact_logits_are_scaled(noise):
     images = noise(4, 3, 16, 16)
     plain = build_net(Compact(scale=1), images, 5, seed=0, stream="x").eval()

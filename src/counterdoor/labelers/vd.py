@@ -20,7 +20,7 @@ PAPER_RECIPE = Recipe(
     batch_size=64,
     learning_rate=0.01,
     schedule=Steps(milestones=(20, 60), factor=0.1),
-    augment=Augment(crop_padding=4, flip=True),
+    augment=Augment(crop_padding=4, flip=True, cutout=2),
 )
 
 
