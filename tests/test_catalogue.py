@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from counterdoor.attacks import Attack, BadNets, Blend
+from counterdoor.attacks import Attack, BadNets, Blend, LabelMapping
 from counterdoor.catalogue import FAMILIES, catalogue
 from counterdoor.component import members
 from counterdoor.detectors import LGA, Detector, Random
@@ -16,6 +16,7 @@ from counterdoor.sources import Digits, Parquet, Source
 UNIONS = {
     "sources": Source,
     "attacks": Attack,
+    "label mappings": LabelMapping,
     "models": Model,
     "detectors": Detector,
     "labelers": Labeler,
@@ -96,9 +97,9 @@ def test_the_listed_defaults_are_the_components(family, kind, tmp_path):
 
 def test_known_values():
     assert entry("attacks", Blend)["parameters"][0] == {
-        "name": "target_class",
-        "type": "integer",
-        "default": 0,
+        "name": "poison_ratio",
+        "type": "number",
+        "default": 0.1,
         "required": False,
     }
     (path,) = [each for each in entry("sources", Parquet)["parameters"] if each["required"]]

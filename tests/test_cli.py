@@ -38,6 +38,7 @@ DEFAULTS = {
     "source_name": "digits",
     "attack_name": "badnets",
     "poison_ratio": "0.1",
+    "label_mapping": "all_to_one",
     "model_name": "digits_cnn",
     "detector_name": "lga",
     "labeler_name": "vd",
@@ -371,7 +372,7 @@ def test_components_are_one_row_each(form):
     ]
     assert [(row["family"], row["name"], row["what it is"]) for row in rows] == expected
     badnets = next(row for row in rows if row["name"] == "badnets")
-    assert "target_class=0" in badnets["parameters"]
+    assert "labels={'name': 'all_to_one', 'target_class': 0}" in badnets["parameters"]
     assert "poison_ratio=0.1" in badnets["parameters"]
 
 

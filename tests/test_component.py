@@ -6,7 +6,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from counterdoor.attacks import Attack, BadNets, Blend
+from counterdoor.attacks import AllToAll, AllToOne, Attack, BadNets, Blend, LabelMapping
 from counterdoor.component import Component, Config, members
 from counterdoor.detectors import LGA, Detector, Random
 from counterdoor.labelers import VD, Labeler
@@ -17,6 +17,7 @@ from counterdoor.sources import Parquet, Source
 FAMILIES = {
     "source": Source,
     "attack": Attack,
+    "labels": LabelMapping,
     "detector": Detector,
     "labeler": Labeler,
     "model": Model,
@@ -94,8 +95,8 @@ def test_yaml_round_trip(union, kind, make_component):
     ("union", "component"),
     [
         (Source, Parquet(path="some/where", image_mode="L", limit=10)),
-        (Attack, BadNets(target_class=3, poison_ratio=0.05, patch=((1, 0),), margin=0)),
-        (Attack, Blend(alpha=0.2, pattern_seed=-4)),
+        (Attack, BadNets(labels=AllToOne(target_class=3), patch=((1, 0),), margin=0)),
+        (Attack, Blend(alpha=0.2, pattern_seed=-4, labels=AllToAll(), cover_ratio=0.3)),
         (Labeler, VD(recipe=Recipe(epochs=3, schedule=Cosine(tail_epochs=5)), stamp_inputs=False)),
         (Model, DigitsCNN(width=3)),
         (LossTransform, Flooding(gamma=0.1)),

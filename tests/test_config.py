@@ -44,10 +44,11 @@ FIRST_READ = {
     "ingest": "ingest",
     "attack_name": "attack",
     "poison_ratio": "attack",
+    "label_mapping": "attack",
     "attack": "attack",
     "model_name": "warmup",
     "model": "warmup",
-    "engine": "warmup",
+    "engine": "attack",
     "warmup": "warmup",
     "detector_name": "detect",
     "detect": "detect",
@@ -115,6 +116,7 @@ CHOICES = [
     {},
     {"source_name": "parquet"},
     {"attack_name": "blend"},
+    {"label_mapping": "all_to_all"},
     {"model_name": "resnet18"},
     {"detector_name": "random"},
     {"labeler_name": "drop"},
@@ -165,6 +167,8 @@ def test_an_added_key_changes_the_path(key):
         {"seed": 1},
         {"poison_ratio": 0.05},
         {"attack_name": "blend"},
+        {"label_mapping": "all_to_all"},
+        {"attack": {"labels": {"target_class": 3}}},
         {"model_name": "resnet18"},
         {"detector_name": "random"},
         {"labeler_name": "drop"},
@@ -185,9 +189,9 @@ def test_a_run_parameter_changes_the_path_of_the_catalog(conf, given):
 
 def test_the_path_is_readable():
     path = variant_path(chosen(), "evaluate")
-    assert re.fullmatch(r"digits/badnets-0\.1/digits_cnn/lga/vd/s0-[0-9a-f]{8}", path)
+    assert re.fullmatch(r"digits/badnets-0\.1-all_to_one/digits_cnn/lga/vd/s0-[0-9a-f]{8}", path)
     path = variant_path(parameters(seed=12, attack_name="blend", poison_ratio=0.05), "attack")
-    assert re.fullmatch(r"digits/blend-0\.05/s12-[0-9a-f]{8}", path)
+    assert re.fullmatch(r"digits/blend-0\.05-all_to_one/s12-[0-9a-f]{8}", path)
     assert re.fullmatch(r"digits/s0-[0-9a-f]{8}", variant_path(chosen(), "ingest"))
 
 
@@ -241,6 +245,7 @@ def test_a_run_parameter_that_cannot_be_part_of_a_path_is_refused(conf, bad):
 NAMES = {
     "source_name": ["cifar10", "digits", "parquet"],
     "attack_name": ["badnets", "blend"],
+    "label_mapping": ["all_to_all", "all_to_one"],
     "model_name": ["compact", "digits_cnn", "resnet18"],
     "detector_name": ["lga", "random"],
     "labeler_name": ["drop", "vd"],
@@ -248,6 +253,7 @@ NAMES = {
 CHOSEN = {
     "source_name": lambda values: values["ingest"]["source"],
     "attack_name": lambda values: values["attack"],
+    "label_mapping": lambda values: values["attack"]["labels"],
     "model_name": lambda values: values["model"],
     "detector_name": lambda values: values["detect"]["detector"],
     "labeler_name": lambda values: values["relabel"]["labeler"],
@@ -275,6 +281,7 @@ def test_an_unknown_choice_lists_the_valid_names(key, wrong):
     ("key", "wrong", "right"),
     [
         ("attack_name", "badnet", "badnets"),
+        ("label_mapping", "all_to_on", "all_to_one"),
         ("model_name", "resnet81", "resnet18"),
         ("detector_name", "lag", "lga"),
         ("labeler_name", "dorp", "drop"),
@@ -355,7 +362,9 @@ def test_an_environment_replaces_choices_one_by_one(conf):
     untouched = set(base) - {"attack_name", "attack", "seed"}
     assert {key: values[key] for key in untouched} == {key: base[key] for key in untouched}
     catalog = load(conf, "lab")["catalog"]
-    assert catalog["metrics"]["filepath"].startswith("data/08_reporting/digits/blend-0.1/")
+    assert catalog["metrics"]["filepath"].startswith(
+        "data/08_reporting/digits/blend-0.1-all_to_one/"
+    )
     assert "/s7-" in catalog["metrics"]["filepath"]
 
 
@@ -407,7 +416,7 @@ def test_the_path_names_what_runs_when_a_component_is_chosen_in_place(given):
         assert "_name" in message(refusal) or "poison_ratio" in message(refusal)  # noqa: PT017
         return
     path = variant_path(values, "warmup")
-    assert f"/{values['attack']['name']}-{values['attack']['poison_ratio']}/" in path
+    assert f"/{values['attack']['name']}-{values['attack']['poison_ratio']}-all_to_one/" in path
     assert f"/{values['model']['name']}/" in path
 
 

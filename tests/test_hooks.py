@@ -58,6 +58,7 @@ def test_no_bars_elsewhere(terminal, term, monkeypatch):
 def variant(tmp_path, seed):
     names = ("source", "attack", "model", "detector", "labeler")
     parameters = {f"{name}_name": name for name in names} | {"poison_ratio": 0.1, "seed": seed}
+    parameters["label_mapping"] = "all_to_one"
     keys = ("ingest", "model", "engine", "warmup", "detect", "relabel", "stamp", "train", "attack")
     parameters |= {key: {} for key in keys}
     hooks = CheckpointHooks()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from counterdoor.attacks import AllToAll, AllToOne
 from counterdoor.metrics import (
     attack_success_rate,
     backdoor_accuracy,
@@ -30,6 +31,9 @@ def slow_ca(predicted, true):
 
 
 def slow_asr(predicted, true, target):
+    """Of one target class, or with ``target`` None, all to all."""
+    if target is None:
+        return share(p == (t + 1) % K for p, t in zip(predicted, true, strict=True))
     return share(p == target for p, t in zip(predicted, true, strict=True) if t != target)
 
 
@@ -114,11 +118,20 @@ def test_class_without_samples_is_nan():
 def test_attack_success_rate(generator, true, target):
     predicted = some_predictions(generator, true, 0.4)
     expected = slow_asr(predicted, true, target)
-    assert attack_success_rate(predicted, true, target) == pytest.approx(expected, abs=1e-12)
+    wanted = AllToOne(target_class=target).target_labels(true, K)
+    assert attack_success_rate(predicted, true, wanted) == pytest.approx(expected, abs=1e-12)
+
+
+def test_attack_success_rate_all_to_all_counts_every_image(generator, true):
+    predicted = np.where(generator.random(57) < 0.5, (true + 1) % K, true)
+    expected = slow_asr(predicted, true, None)
+    wanted = AllToAll().target_labels(true, K)
+    assert attack_success_rate(predicted, true, wanted) == pytest.approx(expected, abs=1e-12)
 
 
 def test_attack_success_rate_leaves_the_target_class_out():
-    assert attack_success_rate(np.array([1, 1, 0]), np.array([1, 1, 0]), 1) == 0.0
+    predicted = true = np.array([1, 1, 0])
+    assert attack_success_rate(predicted, true, np.array([1, 1, 1])) == 0.0
 
 
 @pytest.mark.parametrize("without", [None, 0, 1, 3])
@@ -197,7 +210,7 @@ def test_detection_rates_over_nothing_are_nan(suspect, is_poisoned, undefined):
 def test_rates_over_nothing_are_nan():
     none = np.array([], dtype=np.int64)
     assert math.isnan(clean_accuracy(none, none))
-    assert math.isnan(attack_success_rate(np.array([1]), np.array([1]), 1))
+    assert math.isnan(attack_success_rate(np.array([1]), np.array([1]), np.array([1])))
     assert math.isnan(backdoor_accuracy(np.array([1]), np.array([1]), without_class=1))
 
 
@@ -230,27 +243,37 @@ def run(generator, true):
         }
     )
     oracle = pd.DataFrame(
-        {"sample_id": np.arange(n), "true_label": label, "is_poisoned": is_poisoned}
+        {
+            "sample_id": np.arange(n),
+            "true_label": label,
+            "is_poisoned": is_poisoned,
+            "is_cover": ~is_poisoned & (generator.random(n) < 0.3),
+        }
     )
     return predictions, ledger, oracle
 
 
 @pytest.mark.parametrize("deployed_stamped", [True, False])
-def test_summarize(run, deployed_stamped):
+@pytest.mark.parametrize("labels", [AllToOne(target_class=1), AllToAll()], ids=lambda it: it.name)
+def test_summarize(run, labels, deployed_stamped):
     predictions, ledger, oracle = run
-    target = 1
+    target = 1 if labels.name == "all_to_one" else None
     columns = {name: predictions[name].tolist() for name in predictions}
     true = columns.pop("true_label")
 
     def figures(net, condition):
         clean, triggered = (columns[f"{net}_{i}_{condition}"] for i in ("clean", "triggered"))
         classes = slow_class_accuracies(clean, true)
-        return {
+        measured = {
             "ca": slow_ca(clean, true),
             "ca_worst_class": min(classes),
-            "ca_target_class": classes[target],
             "asr": slow_asr(triggered, true, target),
             "ba": slow_ba(triggered, true),
+        }
+        if target is None:
+            return measured
+        return measured | {
+            "ca_target_class": classes[target],
             "ba_without_target": slow_ba(triggered, true, target),
         }
 
@@ -303,6 +326,7 @@ def test_summarize(run, deployed_stamped):
             "n_train": len(ledger),
             "n_trusted": sum(ledger["trusted"].tolist()),
             "n_poisoned": sum(poisoned),
+            "n_cover": sum(oracle["is_cover"].tolist()),
             "n_suspects": sum(suspect),
             "n_stamped": sum(ledger["stamped"].tolist()),
         }
@@ -311,10 +335,10 @@ def test_summarize(run, deployed_stamped):
         predictions,
         ledger,
         oracle,
-        target_class=target,
+        labels=labels,
         num_classes=K,
         deployed_stamped=deployed_stamped,
     )
-    assert set(metrics) >= set(expected)
+    assert set(metrics) == set(expected)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-12)
     assert all(isinstance(value, float) for value in metrics.values())

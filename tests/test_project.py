@@ -47,13 +47,13 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = {"warmup": 1, "relabel": 2, "undefended": 2, "defended": 2}
-CHOICES = "parquet/badnets-0.1/digits_cnn/lga/vd"
-READABLE_NAME = "parquet badnets-0.1 digits_cnn lga vd s0"
+CHOICES = "parquet/badnets-0.1-all_to_one/digits_cnn/lga/vd"
+READABLE_NAME = "parquet badnets-0.1-all_to_one digits_cnn lga vd s0"
 STAGE_PATHS = {
     "01_raw": "parquet",
-    "02_intermediate": "parquet/badnets-0.1",
+    "02_intermediate": "parquet/badnets-0.1-all_to_one",
     "05_model_input": CHOICES,
-    "07_model_output": "parquet/badnets-0.1/digits_cnn/lga",
+    "07_model_output": "parquet/badnets-0.1-all_to_one/digits_cnn/lga",
     "08_reporting": CHOICES,
 }
 
@@ -261,7 +261,7 @@ def test_artifacts_lie_under_the_choices_that_made_them(project, first):
             assert "/".join(choices) == STAGE_PATHS[folder], path
         else:
             assert folder == "06_models"
-            assert "/".join(choices) in ("parquet/badnets-0.1/digits_cnn", CHOICES)
+            assert "/".join(choices) in ("parquet/badnets-0.1-all_to_one/digits_cnn", CHOICES)
 
 
 def test_every_artifact_can_be_loaded(project, first, catalog):
@@ -530,8 +530,12 @@ def test_another_variant_is_written_elsewhere(ingested, first):
         "oracle.parquet",
         "triggered_test_images.npy",
         "attack_timing.json",
+        "attack_preparation.safetensors",
+        "prepare_attack_timing.json",
     }
-    assert {path.parts[:3] for path in new} == {("02_intermediate", "parquet", "badnets-0.3")}
+    assert {path.parts[:3] for path in new} == {
+        ("02_intermediate", "parquet", "badnets-0.3-all_to_one")
+    }
     assert {path.parts[-2] for path in new} == {version}
     for path, content in before.items():
         assert (ingested.path / "data" / path).read_bytes() == content
@@ -540,8 +544,8 @@ def test_another_variant_is_written_elsewhere(ingested, first):
         for path in ingested.files()
         if path.name == "oracle.parquet"
     }
-    assert oracles["badnets-0.1"] < 0.12
-    assert oracles["badnets-0.3"] > 0.25
+    assert oracles["badnets-0.1-all_to_one"] < 0.12
+    assert oracles["badnets-0.3-all_to_one"] > 0.25
 
 
 # --- what goes wrong ---------------------------------------------------------------
@@ -549,11 +553,13 @@ def test_another_variant_is_written_elsewhere(ingested, first):
 
 @pytest.mark.slow
 def test_a_failing_run_is_marked_failed_and_trains_nothing(other):
-    with pytest.raises(ValueError, match=r"attack.target_class is 12, but the data has 10 classes"):
-        other.run(params={"attack": {"target_class": 12}})
+    with pytest.raises(
+        ValueError, match=r"attack.labels.target_class is 12, but the data has 10 classes"
+    ):
+        other.run(params={"attack": {"labels": {"target_class": 12}}})
     (run,) = other.runs()
     assert run.info.status == "FAILED"
-    assert run.data.tags["error"].startswith("ValueError: attack.target_class is 12")
+    assert run.data.tags["error"].startswith("ValueError: attack.labels.target_class is 12")
     assert not [name for name in run.data.metrics if "/" in name]
     assert {path.parts[0] for path in other.files()} == {"01_raw"}
     assert not list(other.path.rglob("*.partial"))

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from counterdoor.attacks import AllToOne
 from counterdoor.metrics import summarize
 from counterdoor.report import GLOSSARY, render_report
 
@@ -47,6 +48,7 @@ METRICS = {
     "n_train": 50000.0,
     "n_trusted": 2500.0,
     "n_poisoned": 5000.0,
+    "n_cover": 1000.0,
     "n_suspects": 2497.0,
     "n_stamped": 2391.0,
 }
@@ -135,6 +137,19 @@ def test_outcome_table_sets_the_undefended_net_beside_the_defended() -> None:
     ]
 
 
+def test_without_one_target_class_its_rows_are_left_out() -> None:
+    several = {name: value for name, value in METRICS.items() if "target" not in name}
+    html = render_report(
+        title="", metrics=several, seconds=SECONDS, choices={}, figures={}, notes=[]
+    )
+    assert [name for name, *_ in Page(html).rows["outcome"][1:]] == [
+        "Clean accuracy (CA)",
+        "CA of the worst class",
+        "Attack success rate (ASR)",
+        "Backdoor accuracy (BA)",
+    ]
+
+
 def test_other_tables_show_every_metric() -> None:
     read = page()
     assert read.table("detection") == {
@@ -147,6 +162,7 @@ def test_other_tables_show_every_metric() -> None:
         "Training samples": ["50,000"],
         "Suspects": ["2,497"],
         "Poisoned": ["5,000"],
+        "Cover samples": ["1,000"],
         "Stamped": ["2,391"],
         "Trusted": ["2,500"],
     }
@@ -181,8 +197,8 @@ def test_metrics_of_a_run_are_the_ones_reported() -> None:
                 "stamped": [False, False, False, True],
             }
         ),
-        pd.DataFrame({"true_label": true, "is_poisoned": true == 1}),
-        target_class=1,
+        pd.DataFrame({"true_label": true, "is_poisoned": true == 1, "is_cover": False}),
+        labels=AllToOne(target_class=1),
         num_classes=2,
         deployed_stamped=True,
     )

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from counterdoor.attacks import Attack
+from counterdoor.attacks import Attack, LabelMapping
 from counterdoor.component import Component, members
 from counterdoor.detectors import Detector
 from counterdoor.labelers import Labeler
@@ -13,6 +13,7 @@ from counterdoor.sources import Source
 FAMILIES: dict[str, Any] = {
     "sources": Source,
     "attacks": Attack,
+    "label mappings": LabelMapping,
     "models": Model,
     "detectors": Detector,
     "labelers": Labeler,

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 # a stage's path holds those of all stages before it as well.
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ingest": (("source_name",), ("seed", "ingest")),
-    "attack": (("attack_name", "poison_ratio"), ("attack",)),
-    "warmup": (("model_name",), ("model", "engine", "warmup")),
+    "attack": (("attack_name", "poison_ratio", "label_mapping"), ("attack", "engine")),
+    "warmup": (("model_name",), ("model", "warmup")),
     "detect": (("detector_name",), ("detect",)),
     "relabel": (("labeler_name",), ("relabel", "stamp")),
     "train": ((), ("train",)),
@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "source_name": ("ingest", "source", "name"),
     "attack_name": ("attack", "name"),
     "poison_ratio": ("attack", "poison_ratio"),
+    "label_mapping": ("attack", "labels", "name"),
     "model_name": ("model", "name"),
     "detector_name": ("detect", "detector", "name"),
     "labeler_name": ("relabel", "labeler", "name"),
@@ -40,7 +41,7 @@ class ConfigError(ValueError):
 def variant_path(parameters: Mapping[str, Any], stage: str) -> str:
     """The folder of a stage's artifacts: readable choices, then seed and digest.
 
-    For example ``digits/badnets-0.1/digits_cnn/lga/vd/s0-3f9a1c0b``. The digest is
+    For example ``digits/badnets-0.1-all_to_one/digits_cnn/lga/vd/s0-3f9a1c0b``. The digest is
     that of every parameter of this stage and the stages before it, so a changed
     parameter is another folder.
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from counterdoor.attacks import LabelMappingBase
+
 
 def _rate(hits: np.ndarray) -> float:
     return float(np.mean(hits)) if len(hits) else float("nan")
@@ -26,10 +28,14 @@ def class_accuracies(predicted: np.ndarray, true: np.ndarray, num_classes: int) 
     )
 
 
-def attack_success_rate(predicted: np.ndarray, true: np.ndarray, target_class: int) -> float:
-    """ASR: share taken for the target among triggered test images of the other classes."""
-    other = true != target_class
-    return _rate(predicted[other] == target_class)
+def attack_success_rate(predicted: np.ndarray, true: np.ndarray, target: np.ndarray) -> float:
+    """ASR: share taken for the target among triggered test images that are not of it anyway.
+
+    ``target`` is what the attacker wants each image to be taken for. With one target
+    class its own images do not count; in an all-to-all attack every image does.
+    """
+    other = true != target
+    return _rate(predicted[other] == target[other])
 
 
 def backdoor_accuracy(
@@ -116,7 +122,7 @@ def summarize(
     ledger: pd.DataFrame,
     oracle: pd.DataFrame,
     *,
-    target_class: int,
+    labels: LabelMappingBase,
     num_classes: int,
     deployed_stamped: bool,
 ) -> dict[str, float]:
@@ -127,8 +133,8 @@ def summarize(
             each net predicts in each condition: ``{defended,undefended}_
             {clean,triggered}_{plain,stamped}``.
         ledger: the training ledger with all columns.
-        oracle: ``true_label`` and ``is_poisoned`` of the training samples.
-        target_class: of the attack.
+        oracle: ``true_label``, ``is_poisoned`` and ``is_cover`` of the training samples.
+        labels: the attack's label mapping.
         num_classes: number of classes K.
         deployed_stamped: whether the defended net is deployed with the stamp.
 
@@ -136,10 +142,13 @@ def summarize(
         Metrics by name. ``ca``, ``asr``, ``ba`` are the defended net's as deployed;
         ``*_unstamped`` without the stamp; ``undefended_*`` the twin's; ``*_drop``
         are undefended minus defended, so below 0 is a gain; ``detection_*`` are
-        over the untrusted samples.
+        over the untrusted samples, where a cover sample counts as clean.
+        ``ca_target_class`` and ``ba_without_target`` are there if the attack has one
+        target class.
     """
     true = predictions["true_label"].to_numpy()
     deployed = "stamped" if deployed_stamped else "plain"
+    wanted, target_class = labels.target_labels(true, num_classes), labels.single_target
 
     def predicted(net: str, images: str, condition: str) -> np.ndarray:
         return predictions[f"{net}_{images}_{condition}"].to_numpy()
@@ -150,11 +159,14 @@ def summarize(
         figures = {
             "ca": clean_accuracy(clean, true),
             "ca_worst_class": float(np.nanmin(classes)),
-            "ca_target_class": float(classes[target_class]),
-            "asr": attack_success_rate(triggered, true, target_class),
+            "asr": attack_success_rate(triggered, true, wanted),
             "ba": backdoor_accuracy(triggered, true),
-            "ba_without_target": backdoor_accuracy(triggered, true, without_class=target_class),
         }
+        if target_class is not None:
+            figures |= {
+                "ca_target_class": float(classes[target_class]),
+                "ba_without_target": backdoor_accuracy(triggered, true, without_class=target_class),
+            }
         return figures, classes
 
     defended, defended_classes = net_figures("defended", deployed)
@@ -197,6 +209,7 @@ def _counts(ledger: pd.DataFrame, oracle: pd.DataFrame) -> Mapping[str, float]:
         "n_train": float(len(ledger)),
         "n_trusted": float(ledger["trusted"].sum()),
         "n_poisoned": float(oracle["is_poisoned"].sum()),
+        "n_cover": float(oracle["is_cover"].sum()),
         "n_suspects": float(ledger["suspect"].sum()),
         "n_stamped": float(ledger["stamped"].sum()),
     }

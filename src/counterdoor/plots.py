@@ -246,7 +246,7 @@ def plot_confusion(
 
 
 def plot_class_accuracy(
-    accuracies: Mapping[str, np.ndarray], class_names: Sequence[str], target_class: int
+    accuracies: Mapping[str, np.ndarray], class_names: Sequence[str], target_class: int | None
 ) -> Figure:
     """Grouped bars of the accuracy within each class; many classes take several rows.
 
@@ -254,13 +254,15 @@ def plot_class_accuracy(
         accuracies: by name of the net and condition, float64, shape (K,), in [0, 1];
             NaN (a class without samples) has no bar.
         class_names: names of the K classes.
-        target_class: index of the attack's target, marked in its tick label.
+        target_class: index of the attack's target, marked in its tick label;
+            ``None`` if there is not one alone.
     """
     k = len(class_names)
     lines = math.ceil(k / CLASSES_PER_ROW)
     per_line = math.ceil(k / lines)
     labels = [_short(name, 16) for name in class_names]
-    labels[target_class] += " (target)"
+    if target_class is not None:
+        labels[target_class] += " (target)"
     lengths = np.array([len(label) for label in labels])
     width = min(13.0, max(6.0, 0.6 * per_line + 1.5))
     turned = float(np.max(lengths[1:] + lengths[:-1])) / 2 + 1 > (width - 1) / per_line / 0.07

@@ -18,6 +18,8 @@ OUTCOME = {
     "Backdoor accuracy (BA)": "ba",
     "BA without the target class": "ba_without_target",
 }
+FOR_ONE_TARGET = ("ca_target_class", "ba_without_target")
+"""Measures that an attack with several target classes does not have."""
 CONDITIONS = {
     "Undefended": "undefended_{}",
     "Defended, as deployed": "{}",
@@ -35,6 +37,7 @@ COUNTS = {
     "Training samples": "n_train",
     "Suspects": "n_suspects",
     "Poisoned": "n_poisoned",
+    "Cover samples": "n_cover",
     "Stamped": "n_stamped",
     "Trusted": "n_trusted",
 }
@@ -45,8 +48,8 @@ TRADE = {
 }
 GLOSSARY = {
     "CA": "Clean accuracy: share of clean test images classified right.",
-    "ASR": "Attack success rate: share taken for the target class among the triggered test "
-    "images of the other classes.",
+    "ASR": "Attack success rate: share taken for the class that the attacker wants, among the "
+    "triggered test images that are not of it anyway.",
     "BA": "Backdoor accuracy: share of triggered test images classified right. It counts the "
     "target class; without that class it is the RA of BackdoorBench.",
     "DER": "Defence effectiveness rating: [max(0, fall of ASR) − max(0, fall of CA) + 1] / 2. "
@@ -63,6 +66,8 @@ GLOSSARY = {
     "FPR": "False positive rate: share of the clean samples that are suspects.",
     "AUROC": "Area under the ROC curve of the score: chance that a poisoned sample scores "
     "higher than a clean one. 50% is guessing.",
+    "Cover sample": "Training image that carries the trigger and keeps its true label; it counts "
+    "as clean in the detection figures.",
     "Pseudo-label": "Label that the defence gives a sample, compared with its true label.",
 }
 
@@ -134,6 +139,7 @@ def _outcome(metrics: Mapping[str, float]) -> Table:
     return {
         name: [_percent(metrics[condition.format(key)]) for condition in CONDITIONS.values()]
         for name, key in OUTCOME.items()
+        if key in metrics or key not in FOR_ONE_TARGET
     }
 
 

@@ -190,7 +190,7 @@ class TrackingHooks:
 
     def _note_input(self, name: str) -> None:
         dataset = self._catalog[name] if self._catalog is not None else None
-        if isinstance(dataset, AbstractVersionedDataset):
+        if isinstance(dataset, AbstractVersionedDataset) and dataset.exists():
             self._mlflow.set_tag(f"input.{name}", str(dataset.resolve_load_version()))
             if _mlflow_metadata(dataset) == "tags":
                 self._tag_data(dataset.load())
@@ -204,9 +204,11 @@ class TrackingHooks:
 
 
 def run_name(parameters: Mapping[str, Any]) -> str:
-    """A readable name: the choices of a run, for example ``digits badnets-0.1 … s0``."""
-    source, attack, ratio, model, detector, labeler, seed = (parameters[name] for name in CHOICES)
-    return f"{source} {attack}-{ratio} {model} {detector} {labeler} s{seed}"
+    """A readable name: the choices of a run, ``digits badnets-0.1-all_to_one … s0``."""
+    values = {name: parameters[name] for name in CHOICES}
+    attack = "{attack_name}-{poison_ratio}-{label_mapping}"
+    rest = "{model_name} {detector_name} {labeler_name} s{seed}"
+    return f"{{source_name}} {attack} {rest}".format(**values)
 
 
 def flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

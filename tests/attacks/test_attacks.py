@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from counterdoor.attacks import BadNets, Blend
+from counterdoor.attacks import AllToOne, BadNets, Blend
 from counterdoor.seeding import numpy_generator
 
 WHITE = {(0, 2), (1, 1), (2, 0), (2, 2)}
@@ -83,7 +83,7 @@ def test_blend_pattern_is_the_attacks_own(noise):
     images = noise(3, 3, 12, 12)
     first = Blend(pattern_seed=0)(images)
     assert (first != Blend(pattern_seed=1)(images)).any()
-    assert (first != Blend(target_class=2)(images)).sum() == 0
+    assert (first != Blend(labels=AllToOne(target_class=2))(images)).sum() == 0
 
 
 def test_blend_pattern_is_noise_over_all_levels_and_channels():

@@ -1,17 +1,22 @@
 """The attack's node: what the defender gets, what only the oracle knows, and the test set."""
 
+from types import SimpleNamespace
+from typing import ClassVar, Literal
+
 import numpy as np
 import pytest
+import torch
 
-from counterdoor.attacks import BadNets, Blend, poison
+from counterdoor.attacks import NOTHING, AttackBase, BadNets, Blend, poison
+from counterdoor.engine import DEFAULT
 from counterdoor.ledger import new_ledger
 from counterdoor.params import AttackParams
-from counterdoor.pipelines.attack.nodes import attack
+from counterdoor.pipelines.attack.nodes import attack, prepare_attack
 
 INFO = {"class_names": ["a", "b", "c"]}
 ATTACKS = [
-    {"name": "badnets", "target_class": 1, "poison_ratio": 0.25},
-    {"name": "blend", "target_class": 2, "poison_ratio": 0.5, "alpha": 0.3},
+    {"name": "badnets", "labels": {"name": "all_to_one", "target_class": 1}, "poison_ratio": 0.25},
+    {"name": "blend", "labels": {"name": "all_to_all"}, "poison_ratio": 0.5, "alpha": 0.3},
 ]
 
 
@@ -43,7 +48,9 @@ def test_the_defenders_ledger_tells_nothing_and_the_oracle_everything(case, sett
     assert list(result["ledger"]) == ["sample_id", "label", "trusted"]
     assert result["oracle"]["true_label"].tolist() == ledger["label"].tolist()
     assert not (poisoned & ledger["trusted"].to_numpy()).any()
-    assert set(result["ledger"]["label"][poisoned]) == {settings["target_class"]}
+    for row in np.flatnonzero(poisoned):
+        wanted = settings["labels"].get("target_class", (ledger["label"][row] + 1) % 3)
+        assert result["ledger"]["label"][row] == wanted
     assert result["ledger"]["label"][~poisoned].tolist() == ledger["label"][~poisoned].tolist()
     np.testing.assert_array_equal(result["images"][~poisoned], images[~poisoned])
     # of the 9 untrusted samples of each class
@@ -60,5 +67,59 @@ def test_inputs_are_left_as_they_are(case):
 
 
 def test_a_target_class_that_does_not_exist_is_refused(case):
-    with pytest.raises(ValueError, match=r"attack.target_class is 3, but the data has 3 classes"):
-        attack(*case, INFO, AttackParams({"name": "badnets", "target_class": 3}), 0)
+    labels = {"name": "all_to_one", "target_class": 3}
+    params = AttackParams({"name": "badnets", "labels": labels})
+    with pytest.raises(ValueError, match=r"labels.target_class is 3, but the data has 3 classes"):
+        attack(*case, INFO, params, 0)
+    images, ledger, _ = case
+    with pytest.raises(ValueError, match=r"labels.target_class is 3, but the data has 3 classes"):
+        prepare_attack(images, ledger, INFO, params, 0)
+
+
+class Trained(AttackBase):
+    """An attack that makes something beforehand."""
+
+    name: Literal["trained"] = "trained"
+    made: ClassVar[list[tuple[object, ...]]] = []
+
+    def prepare(self, images_nchw, labels, num_classes, *, seed, engine=DEFAULT):
+        self.made.append((len(images_nchw), labels.tolist(), num_classes, seed, engine))
+        return {"level": torch.tensor(7, dtype=torch.uint8)}
+
+    def __call__(self, images_nchw, prepared=NOTHING):
+        return np.full_like(images_nchw, int(prepared["level"]))
+
+
+@pytest.fixture
+def trained():
+    Trained.made.clear()
+    return SimpleNamespace(root=Trained(poison_ratio=0.25))
+
+
+def test_what_is_prepared_is_made_once_and_reaches_the_trigger(case, trained):
+    images, ledger, test_images = case
+    made = prepare_attack(images, ledger, INFO, trained, 3, DEFAULT, None)["preparation"]
+    assert Trained.made == [(36, ledger["label"].tolist(), 3, 3, DEFAULT)]
+    again = prepare_attack(images, ledger, INFO, trained, 3, DEFAULT, made)["preparation"]
+    assert again is made
+    assert len(Trained.made) == 1
+    result = attack(images, ledger, test_images, INFO, trained, 3, made)
+    assert (result["triggered_test_images"] == 7).all()
+    assert (result["images"][result["oracle"]["is_poisoned"]] == 7).all()
+
+
+def test_nothing_is_prepared_for_an_attack_that_would_be_refused(case, trained):
+    images, ledger, _ = case
+    trained.root = Trained(poison_ratio=0.001)
+    with pytest.raises(ValueError, match="poisons no sample of 27"):
+        prepare_attack(images, ledger, INFO, trained, 3)
+    assert Trained.made == []
+
+
+def test_an_attack_without_preparation_prepares_nothing(case):
+    images, ledger, _ = case
+    made = prepare_attack(images, ledger, INFO, AttackParams(ATTACKS[0]), 3)
+    assert made == {"preparation": {}}
+    small = images[:, :, :5, :5]
+    with pytest.raises(ValueError, match="does not fit into 5x5"):
+        prepare_attack(small, ledger, INFO, AttackParams(ATTACKS[0]), 3)

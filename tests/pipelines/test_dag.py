@@ -35,6 +35,8 @@ FOLDERS = {
     "evaluate": "08_reporting",
 }
 DEFENCE = ("warmup", "detect", "relabel", "train")
+CACHED = {"cached_attack_preparation": "attack_preparation"}
+"""What is read before its stage writes it anew, and the data set whose file it is."""
 TEST_SET = {"test_images", "test_ledger", "triggered_test_images"}
 
 
@@ -55,7 +57,8 @@ def nodes(pipelines):
 
 @pytest.fixture(scope="module")
 def producers(nodes):
-    return {output: node for node in nodes for output in node.outputs}
+    made = {output: node for node in nodes for output in node.outputs}
+    return made | {cached: made[name] for cached, name in CACHED.items()}
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +109,14 @@ def test_every_node_has_its_stage_as_its_only_tag_and_a_name(pipelines):
 
 
 def test_the_experiment_needs_parameters_only(pipelines):
-    assert all(is_parameter(name) for name in pipelines["__default__"].inputs())
+    inputs = pipelines["__default__"].inputs()
+    assert {name for name in inputs if not is_parameter(name)} == set(CACHED)
 
 
 def test_every_stage_reads_earlier_stages_only(pipelines, producers):
     for number, stage in enumerate(ORDER):
         for name in pipelines[stage].inputs():
-            if not is_parameter(name):
+            if not is_parameter(name) and name not in CACHED:
                 assert ORDER.index(stage_of(producers[name])) < number, (stage, name)
 
 
@@ -143,12 +147,19 @@ def test_every_data_set_lies_in_its_stages_folder(catalog, stored, producers):
         path = Path(str(catalog[name]._filepath)).relative_to(ROOT)
         assert path.parts[0] == "data", name
         assert path.parts[1] == FOLDERS[stage_of(producers[name])], name
-        assert path.stem == name, name
+        assert path.stem == CACHED.get(name, name), name
 
 
 def test_no_two_data_sets_share_a_file(catalog, stored):
-    paths = [str(catalog[name]._filepath) for name in stored]
-    assert len(set(paths)) == len(paths)
+    paths = {name: str(catalog[name]._filepath) for name in stored}
+    assert len(set(paths.values())) == len(paths) - len(CACHED)
+    for cached, name in CACHED.items():
+        assert paths[cached] == paths[name]
+
+
+def test_what_is_cached_is_read_by_the_node_that_makes_it_alone(nodes, producers):
+    for cached, name in CACHED.items():
+        assert [node.name for node in nodes if cached in node.inputs] == [producers[name].name]
 
 
 def test_every_artifact_can_be_told_by_its_extension(catalog, stored):
@@ -159,6 +170,8 @@ def test_every_artifact_can_be_told_by_its_extension(catalog, stored):
         "TextDataset": ".html",
         "FigureDataset": ".png",
         "TrainedNetDataset": ".safetensors",
+        "TensorsDataset": ".safetensors",
+        "CachedTensorsDataset": ".safetensors",
     }
     for name in stored:
         dataset = catalog[name]
@@ -177,7 +190,7 @@ def test_metadata_for_tracking_is_of_a_known_kind(catalog, stored):
     assert kinds["model"] == {"defended_net"}
     assert {name for name in stored if name.endswith("_figure")} | {"report"} <= kinds["artifact"]
     # Clean data and what only the adversary knows are not sent to the tracking server.
-    assert {"oracle", "clean_images", "clean_ledger"} <= kinds[None]
+    assert {"oracle", "attack_preparation", "clean_images", "clean_ledger"} <= kinds[None]
 
 
 def variant_keys(catalog_path, stage):
@@ -204,7 +217,7 @@ def test_a_path_depends_on_every_parameter_that_its_artifact_depends_on(nodes, p
             return set()
         seen.add(node.name)
         keys = parameters_of(node)
-        for source in reads(node) - {"plan_check"}:
+        for source in reads(node) - {"plan_check", *CACHED}:
             keys |= needed(source, seen)
         return keys
 
@@ -241,7 +254,7 @@ def test_only_attack_and_evaluate_read_the_test_set(nodes, name):
 def test_the_defence_sees_what_a_defender_sees(pipelines, producers, stage):
     """Walk node by node: up to the attack's outputs, nobody reads what is not the defender's."""
     allowed_from_attack = {"images", "ledger"}
-    forbidden = {"oracle", "clean_images", "clean_ledger", *TEST_SET}
+    forbidden = {"oracle", "attack_preparation", "clean_images", "clean_ledger", *TEST_SET}
     todo, seen = list(pipelines[stage].nodes), set()
     assert todo
     while todo:
@@ -251,7 +264,13 @@ def test_the_defence_sees_what_a_defender_sees(pipelines, producers, stage):
         seen.add(node.name)
         assert stage_of(node) in DEFENCE, node.name
         assert not reads(node) & forbidden, node.name
-        assert not parameters_of(node) & {"attack", "attack_name", "poison_ratio", "parameters"}
+        assert not parameters_of(node) & {
+            "attack",
+            "attack_name",
+            "poison_ratio",
+            "label_mapping",
+            "parameters",
+        }
         for name in reads(node):
             source = producers[name]
             if stage_of(source) == "attack":

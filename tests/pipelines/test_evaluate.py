@@ -19,7 +19,8 @@ from counterdoor.stamp import WEAK_CONTRAST, Stamp, apply_stamp
 NAMES = ["a", "b", "c"]
 INFO = {"class_names": NAMES}
 STAMP = Stamp(size=4, colour="white")
-ATTACK = AttackParams({"name": "badnets", "target_class": 1})
+ATTACK = AttackParams({"name": "badnets", "labels": {"name": "all_to_one", "target_class": 1}})
+ALL_TO_ALL = AttackParams({"name": "badnets", "labels": {"name": "all_to_all"}})
 
 
 def net_of(images, seed, stamp=None):
@@ -106,19 +107,21 @@ def training(noise):
             "sample_id": ledger["sample_id"],
             "true_label": generator.integers(0, 3, 60),
             "is_poisoned": (np.arange(60) > 20) & (np.arange(60) < 45),
+            "is_cover": np.arange(60) >= 45,
         }
     )
     return ledger, oracle
 
 
 @pytest.mark.parametrize("stamp", [STAMP, None])
-def test_measure_is_the_summary_of_the_net_as_deployed(case, predictions, training, stamp):
+@pytest.mark.parametrize("attack", [ATTACK, ALL_TO_ALL], ids=["all_to_one", "all_to_all"])
+def test_measure_is_the_summary_of_the_net_as_deployed(case, predictions, training, attack, stamp):
     net = net_of(case["test_images"], 0, stamp)
-    metrics = nodes.measure(predictions, *training, INFO, net, ATTACK)
+    metrics = nodes.measure(predictions, *training, INFO, net, attack)
     expected = summarize(
         predictions,
         *training,
-        target_class=1,
+        labels=attack.root.labels,
         num_classes=3,
         deployed_stamped=stamp is not None,
     )
@@ -226,10 +229,11 @@ def test_confusion_is_of_the_nets_as_deployed(case, predictions, monkeypatch, st
     }
 
 
-def test_every_figure_can_be_drawn(case, predictions, training, noise):
+@pytest.mark.parametrize("attack", [ATTACK, ALL_TO_ALL], ids=["all_to_one", "all_to_all"])
+def test_every_figure_can_be_drawn(case, predictions, training, noise, attack):
     ledger, oracle = training
     history = pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "accuracy": [0.1, 0.9]})
-    metrics = nodes.measure(predictions, ledger, oracle, INFO, case["defended"], ATTACK)
+    metrics = nodes.measure(predictions, ledger, oracle, INFO, case["defended"], attack)
     images = [case[name] for name in ("test_images", "triggered_test_images", "test_ledger")]
     figures = [
         nodes.draw_outcome(metrics),
@@ -238,14 +242,19 @@ def test_every_figure_can_be_drawn(case, predictions, training, noise):
         nodes.draw_scores(ledger, oracle),
         nodes.draw_curves(history, history, history),
         nodes.draw_confusion(predictions, INFO, case["defended"]),
-        nodes.draw_classes(predictions, INFO, ATTACK),
+        nodes.draw_classes(predictions, INFO, attack),
     ]
     assert len(figures) == len(FIGURES)
     assert all(isinstance(figure, Figure) and figure.axes for figure in figures)
 
 
-def test_the_report_tells_choices_figures_and_warnings(case, predictions, training):
-    metrics = nodes.measure(predictions, *training, INFO, case["defended"], ATTACK)
+@pytest.mark.parametrize(
+    ("attack", "mapping"), [(ATTACK, "all_to_one, class 1"), (ALL_TO_ALL, "all_to_all")]
+)
+def test_the_report_tells_choices_figures_and_warnings(
+    case, predictions, training, attack, mapping
+):
+    metrics = nodes.measure(predictions, *training, INFO, case["defended"], attack)
     metrics |= {"n_stamped": 0.0}
     seconds = nodes.gather_seconds(ingest={"seconds": 1.0}, attack={"seconds": 2.0})
     report = nodes.write_report(
@@ -253,7 +262,7 @@ def test_the_report_tells_choices_figures_and_warnings(case, predictions, traini
         seconds,
         {"stamp_contrast": 0.02},
         IngestParams(source={"name": "digits"}, test_share=0.2, trusted_share=0.05),
-        ATTACK,
+        attack,
         DetectParams(detector={"name": "random"}, suspect_ratio=0.07),
         RelabelParams(labeler={"name": "drop"}, trusted_stamps=2),
         ModelParams({"name": "resnet18"}),
@@ -265,6 +274,8 @@ def test_the_report_tells_choices_figures_and_warnings(case, predictions, traini
     for word in ("badnets", "digits", "resnet18", "random", "0.07", "drop", "4x4 white at (0, 0)"):
         assert word in report, word
     assert "badnets on digits, seed 31" in report
+    assert mapping in report
+    assert attack.root.capability in report
     assert "hardly differs" in report
     assert "No suspect was stamped" in report
     assert report.count("data:image/png;base64,") == 2

@@ -1,11 +1,13 @@
 """BadNets: a small black-and-white patch."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from pydantic import Field, field_validator
+from torch import Tensor
 
-from counterdoor.attacks.base import AttackBase
+from counterdoor.attacks.base import NOTHING, AttackBase
 
 
 class BadNets(AttackBase):
@@ -32,21 +34,31 @@ class BadNets(AttackBase):
             raise ValueError("the patch needs at least one row, and rows of equal length")
         return patch
 
-    def __call__(self, images_nchw: np.ndarray) -> np.ndarray:
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        """Raise ``ValueError`` if the patch does not fit into images of shape (C, H, W)."""
+        rows, columns = len(self.patch), len(self.patch[0])
+        height, width = image_shape[-2:]
+        if rows + self.margin > height or columns + self.margin > width:
+            raise ValueError(
+                f"a {rows}x{columns} patch with margin {self.margin} does not fit into "
+                f"{height}x{width} images; reduce attack.patch or attack.margin"
+            )
+
+    def __call__(
+        self,
+        images_nchw: np.ndarray,
+        prepared: Mapping[str, Tensor] = NOTHING,
+    ) -> np.ndarray:
         """Put the patch on every image; see :meth:`AttackBase.__call__`.
 
         Raises:
             ValueError: if the patch does not fit into the images.
         """
+        self.check(images_nchw.shape[1:])
         pattern = np.asarray(self.patch, dtype=np.uint8) * np.uint8(255)
         height, width = images_nchw.shape[-2:]
         bottom, right = height - self.margin, width - self.margin
         top, left = bottom - pattern.shape[0], right - pattern.shape[1]
-        if top < 0 or left < 0:
-            raise ValueError(
-                f"a {pattern.shape[0]}x{pattern.shape[1]} patch with margin {self.margin} does "
-                f"not fit into {height}x{width} images; reduce attack.patch or attack.margin"
-            )
         triggered = np.array(images_nchw)
         triggered[:, :, top:bottom, left:right] = pattern
         return triggered

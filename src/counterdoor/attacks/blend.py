@@ -1,11 +1,13 @@
 """Blend: a faint pattern over the whole image."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
+from torch import Tensor
 
-from counterdoor.attacks.base import AttackBase
+from counterdoor.attacks.base import NOTHING, AttackBase
 from counterdoor.seeding import numpy_generator
 
 
@@ -25,7 +27,11 @@ class Blend(AttackBase):
     alpha: float = Field(default=0.1, gt=0, lt=1)
     pattern_seed: int = 0
 
-    def __call__(self, images_nchw: np.ndarray) -> np.ndarray:
+    def __call__(
+        self,
+        images_nchw: np.ndarray,
+        prepared: Mapping[str, Tensor] = NOTHING,
+    ) -> np.ndarray:
         """Blend the pattern into every image; see :meth:`AttackBase.__call__`."""
         generator = numpy_generator(self.pattern_seed, "attack/blend")
         pattern = generator.integers(0, 256, size=images_nchw.shape[1:], dtype=np.uint8)

@@ -7,13 +7,16 @@ from counterdoor.io.atomic import (
     TextDataset,
 )
 from counterdoor.io.images import ImagesDataset
+from counterdoor.io.tensors import CachedTensorsDataset, TensorsDataset
 from counterdoor.io.trained_net import TrainedNetDataset
 
 __all__ = [
+    "CachedTensorsDataset",
     "FigureDataset",
     "ImagesDataset",
     "JSONDataset",
     "ParquetDataset",
+    "TensorsDataset",
     "TextDataset",
     "TrainedNetDataset",
 ]

@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from counterdoor.pipelines.attack.nodes import attack
+from counterdoor.pipelines.attack.nodes import attack, prepare_attack
 from counterdoor.pipelines.timing import timed
 
 
@@ -10,6 +10,20 @@ def create_pipeline(**_: object) -> Pipeline:
     """Clean images → poisoned images, the defender's ledger, the oracle, triggered test set."""
     return Pipeline(
         [
+            Node(
+                timed(prepare_attack),
+                inputs=[
+                    "clean_images",
+                    "clean_ledger",
+                    "dataset_info",
+                    "params:attack",
+                    "params:seed",
+                    "params:engine",
+                    "cached_attack_preparation",
+                ],
+                outputs={"preparation": "attack_preparation", "timing": "prepare_attack_timing"},
+                name="prepare_attack",
+            ),
             Node(
                 timed(attack),
                 inputs=[
@@ -19,6 +33,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "dataset_info",
                     "params:attack",
                     "params:seed",
+                    "attack_preparation",
                 ],
                 outputs={
                     "images": "images",
@@ -28,7 +43,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "timing": "attack_timing",
                 },
                 name="attack",
-            )
+            ),
         ],
         tags="attack",
     )

@@ -72,7 +72,7 @@ def measure(
         predictions,
         ledger,
         oracle,
-        target_class=attack.root.target_class,
+        labels=attack.root.labels,
         num_classes=len(info["class_names"]),
         deployed_stamped=defended.stamp is not None,
     )
@@ -156,7 +156,7 @@ def draw_classes(predictions: pd.DataFrame, info: dict[str, Any], attack: Attack
         name: class_accuracies(predictions[column].to_numpy(), true, len(names))
         for name, column in shown.items()
     }
-    return plots.plot_class_accuracy(accuracies, names, attack.root.target_class)
+    return plots.plot_class_accuracy(accuracies, names, attack.root.labels.single_target)
 
 
 def draw_outcome(metrics: dict[str, float]) -> Figure:
@@ -192,11 +192,15 @@ def write_report(
         seed: the run's seed.
         **figures: PNG files by name.
     """
+    labels = attack.root.labels
+    target = labels.single_target
     choices = {
         "source": ingest.source.name,
         "attack": attack.root.name,
         "poison ratio": attack.root.poison_ratio,
-        "target class": attack.root.target_class,
+        "cover ratio": attack.root.cover_ratio,
+        "label mapping": labels.name if target is None else f"{labels.name}, class {target}",
+        "attacker": attack.root.capability,
         "model": model.root.name,
         "detector": detect.detector.name,
         "suspect ratio": detect.suspect_ratio,

@@ -9,6 +9,7 @@ TIMINGS = {
     stage: f"{stage}_timing"
     for stage in (
         "ingest",
+        "prepare_attack",
         "attack",
         "warmup",
         "detect",
