@@ -244,7 +244,7 @@ def test_a_run_parameter_that_cannot_be_part_of_a_path_is_refused(conf, bad):
 
 NAMES = {
     "source_name": ["cifar10", "digits", "parquet"],
-    "attack_name": ["badnets", "blend"],
+    "attack_name": ["adap_blend", "adap_patch", "badnets", "blend", "sig", "wanet"],
     "label_mapping": ["all_to_all", "all_to_one"],
     "model_name": ["compact", "digits_cnn", "resnet18"],
     "detector_name": ["lga", "random"],

@@ -13,6 +13,8 @@ from counterdoor.seeding import numpy_generator
 
 NAMES = ["zero", "one", "two", "three"]
 SHAPES = [(5, 1, 12, 12), (5, 3, 12, 12), (4, 3, 10, 17), (1, 1, 28, 28)]
+SIZE = (3, 12, 14)
+"""Of images that every attack accepts; a wave may vanish in others."""
 KINDS = list(members(Attack))
 SHORT: dict[type[AttackBase], dict[str, object]] = {}
 """Settings under which the preparation of an attack that needs one takes no time."""
@@ -137,15 +139,14 @@ def test_trigger_shows_on_every_test_image(kind, digits):
 def test_what_is_assumed_of_the_attacker_is_one_line(kind):
     assert len(kind.capability) > 15
     assert "\n" not in kind.capability
-    if kind.clean_label:
-        assert "label" not in kind.capability or "keeps" in kind.capability
+    assert ("target class" in kind.capability) == kind.clean_label
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.1, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("target", [1, 3])
 def test_poison(kind, noise, unbalanced_ledger, ratio, target):
     ledger = unbalanced_ledger
-    images = noise(len(ledger), 3, 12, 12)
+    images = noise(len(ledger), *SIZE)
     images_before, ledger_before = images.copy(), ledger.copy(deep=True)
     attack = build(kind, poison_ratio=ratio, labels=of(target))
     labels, trusted = ledger["label"].to_numpy(), ledger["trusted"].to_numpy()
@@ -190,7 +191,7 @@ def test_poison(kind, noise, unbalanced_ledger, ratio, target):
 
 def test_covers_have_the_cover_form_and_their_own_label(relabelling, noise, unbalanced_ledger):
     ledger = unbalanced_ledger
-    images, labels = noise(len(ledger), 3, 12, 12), ledger["label"].to_numpy()
+    images, labels = noise(len(ledger), *SIZE), ledger["label"].to_numpy()
     attack = build(relabelling, poison_ratio=0.3, cover_ratio=0.25)
     prepared = attack.prepare(images, labels, len(NAMES), seed=5)
     poisoned = poison(attack, images, ledger, NAMES, seed=5, prepared=prepared)
@@ -226,7 +227,7 @@ def test_all_to_all_gives_the_next_class_or_is_refused(kind, noise, unbalanced_l
             build(kind, labels=AllToAll())
         return
     ledger = unbalanced_ledger
-    images, labels = noise(len(ledger)), ledger["label"].to_numpy()
+    images, labels = noise(len(ledger), *SIZE), ledger["label"].to_numpy()
     attack = build(kind, poison_ratio=0.4, labels=AllToAll())
     prepared = attack.prepare(images, labels, len(NAMES), seed=5)
     poisoned = poison(attack, images, ledger, NAMES, seed=5, prepared=prepared)
@@ -238,7 +239,7 @@ def test_all_to_all_gives_the_next_class_or_is_refused(kind, noise, unbalanced_l
 
 
 def test_poison_repeats_under_a_seed_and_varies_with_it(kind, noise, unbalanced_ledger):
-    images, labels = noise(len(unbalanced_ledger)), unbalanced_ledger["label"].to_numpy()
+    images, labels = noise(len(unbalanced_ledger), *SIZE), unbalanced_ledger["label"].to_numpy()
     attack = build(kind, poison_ratio=0.3, labels=of(3))
     prepared = attack.prepare(images, labels, len(NAMES), seed=0)
     first, again, other = (
@@ -255,7 +256,7 @@ def test_poison_repeats_under_a_seed_and_varies_with_it(kind, noise, unbalanced_
 def test_unknown_target_is_named_with_the_classes(kind, noise, unbalanced_ledger):
     attack = build(kind, labels=of(4))
     with pytest.raises(ValueError, match=r"attack\.labels\.target_class is 4") as raised:
-        poison(attack, noise(len(unbalanced_ledger)), unbalanced_ledger, NAMES, seed=0)
+        poison(attack, noise(len(unbalanced_ledger), *SIZE), unbalanced_ledger, NAMES, seed=0)
     assert "4 classes, 0..3 (zero, one, two, three)" in str(raised.value)
     build(kind, labels=of(3)).labels.check(NAMES)
 
@@ -263,7 +264,7 @@ def test_unknown_target_is_named_with_the_classes(kind, noise, unbalanced_ledger
 def test_a_ratio_that_poisons_nobody_is_named(kind, noise, unbalanced_ledger):
     attack = build(kind, poison_ratio=0.001, labels=of(3))
     with pytest.raises(ValueError, match=r"attack\.poison_ratio 0\.001") as raised:
-        poison(attack, noise(len(unbalanced_ledger)), unbalanced_ledger, NAMES, seed=0)
+        poison(attack, noise(len(unbalanced_ledger), *SIZE), unbalanced_ledger, NAMES, seed=0)
     assert ("of 51" if kind.clean_label else "of 103") in str(raised.value)
     assert "raise it" in str(raised.value)
 
@@ -271,7 +272,7 @@ def test_a_ratio_that_poisons_nobody_is_named(kind, noise, unbalanced_ledger):
 def test_where_all_are_trusted_nobody_is_poisoned(kind, noise, unbalanced_ledger):
     ledger = unbalanced_ledger.assign(trusted=True)
     with pytest.raises(ValueError, match="poisons no sample of 0"):
-        poison(build(kind), noise(len(ledger)), ledger, NAMES, seed=0)
+        poison(build(kind), noise(len(ledger), *SIZE), ledger, NAMES, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from counterdoor.attacks.adaptive import AdapBlend, AdapPatch
 from counterdoor.attacks.badnets import BadNets
 from counterdoor.attacks.base import (
     NOTHING,
@@ -15,12 +16,25 @@ from counterdoor.attacks.base import (
 )
 from counterdoor.attacks.blend import Blend
 from counterdoor.attacks.labels import AllToAll, AllToOne, LabelMapping, LabelMappingBase
+from counterdoor.attacks.sig import SIG
+from counterdoor.attacks.wanet import WaNet
 
-Attack = Annotated[BadNets | Blend, Field(discriminator="name")]
+Attack = Annotated[
+    BadNets  # one attack a line
+    | Blend
+    | SIG
+    | WaNet
+    | AdapBlend
+    | AdapPatch,
+    Field(discriminator="name"),
+]
 """Every attack that a configuration can name."""
 
 __all__ = [
     "NOTHING",
+    "SIG",
+    "AdapBlend",
+    "AdapPatch",
     "AllToAll",
     "AllToOne",
     "Attack",
@@ -31,6 +45,7 @@ __all__ = [
     "LabelMappingBase",
     "Poisoned",
     "Rows",
+    "WaNet",
     "draw_rows",
     "poison",
 ]

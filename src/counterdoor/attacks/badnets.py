@@ -1,4 +1,4 @@
-"""BadNets: a small black-and-white patch."""
+"""BadNets: a small patch."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from counterdoor.attacks.base import NOTHING, AttackBase
+from counterdoor.attacks.pixels import read_pattern
 
 
 class BadNets(AttackBase):
@@ -18,11 +19,14 @@ class BadNets(AttackBase):
 
     Attributes:
         patch: the pattern row by row: 1 = white, 0 = black.
+        patch_image: path of an image file to use as the patch, in its own size, in
+            place of ``patch``.
         margin: pixels left free between the patch and the bottom and right edges.
     """
 
     name: Literal["badnets"] = "badnets"
     patch: tuple[tuple[Literal[0, 1], ...], ...] = ((0, 0, 1), (0, 1, 0), (1, 0, 1))
+    patch_image: str | None = None
     margin: int = Field(default=3, ge=0)
 
     @field_validator("patch")
@@ -35,30 +39,34 @@ class BadNets(AttackBase):
         return patch
 
     def check(self, image_shape: tuple[int, ...]) -> None:
-        """Raise ``ValueError`` if the patch does not fit into images of shape (C, H, W)."""
-        rows, columns = len(self.patch), len(self.patch[0])
-        height, width = image_shape[-2:]
-        if rows + self.margin > height or columns + self.margin > width:
-            raise ValueError(
-                f"a {rows}x{columns} patch with margin {self.margin} does not fit into "
-                f"{height}x{width} images; reduce attack.patch or attack.margin"
-            )
+        """Raise ``ValueError`` if the patch cannot be read or does not fit into the images."""
+        self._placed(image_shape)
 
     def __call__(
-        self,
-        images_nchw: np.ndarray,
-        prepared: Mapping[str, Tensor] = NOTHING,
+        self, images_nchw: np.ndarray, prepared: Mapping[str, Tensor] = NOTHING
     ) -> np.ndarray:
         """Put the patch on every image; see :meth:`AttackBase.__call__`.
 
         Raises:
-            ValueError: if the patch does not fit into the images.
+            ValueError: if the patch cannot be read or does not fit into the images.
         """
-        self.check(images_nchw.shape[1:])
-        pattern = np.asarray(self.patch, dtype=np.uint8) * np.uint8(255)
-        height, width = images_nchw.shape[-2:]
-        bottom, right = height - self.margin, width - self.margin
-        top, left = bottom - pattern.shape[0], right - pattern.shape[1]
+        patch, rows, columns = self._placed(images_nchw.shape[1:])
         triggered = np.array(images_nchw)
-        triggered[:, :, top:bottom, left:right] = pattern
+        triggered[:, :, rows, columns] = patch
         return triggered
+
+    def _placed(self, image_shape: tuple[int, ...]) -> tuple[np.ndarray, slice, slice]:
+        """The patch, uint8 (C or 1, h, w), and its place in images of shape (C, H, W)."""
+        channels, height, width = image_shape
+        if self.patch_image is None:
+            patch = np.asarray([self.patch], dtype=np.uint8) * np.uint8(255)
+        else:
+            patch = read_pattern(self.patch_image, channels, parameter="attack.patch_image")
+        bottom, right = height - self.margin, width - self.margin
+        top, left = bottom - patch.shape[1], right - patch.shape[2]
+        if top < 0 or left < 0:
+            raise ValueError(
+                f"a {patch.shape[1]}x{patch.shape[2]} patch with margin {self.margin} does not "
+                f"fit into {height}x{width} images; reduce attack.patch or attack.margin"
+            )
+        return patch, slice(top, bottom), slice(left, right)
