@@ -365,6 +365,14 @@ def test_class_accuracy_has_a_bar_for_every_class_and_net(k: int) -> None:
     assert max(len(axis.get_xticks()) for axis in figure.axes) <= plots.CLASSES_PER_ROW
 
 
+def test_without_one_target_class_none_is_marked() -> None:
+    figure = plots.plot_class_accuracy({"defended": np.ones(3)}, names_of(3), None)
+    rendered(figure)
+    ticks = figure.axes[0].get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == names_of(3)
+    assert {tick.get_fontweight() for tick in ticks} == {"normal"}
+
+
 @pytest.mark.parametrize("k", [2, 10, 43])
 @pytest.mark.parametrize("name", ["{}", "a class with a long name {}"])
 def test_class_labels_do_not_overlap(k: int, name: str) -> None:

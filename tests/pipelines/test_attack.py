@@ -6,11 +6,15 @@ from typing import ClassVar, Literal
 import numpy as np
 import pytest
 import torch
+from kedro.io import DataCatalog, MemoryDataset, Version
+from kedro.runner import SequentialRunner
 
 from counterdoor.attacks import NOTHING, AttackBase, BadNets, Blend, poison
 from counterdoor.engine import DEFAULT
+from counterdoor.io import CachedTensorsDataset, TensorsDataset
 from counterdoor.ledger import new_ledger
 from counterdoor.params import AttackParams
+from counterdoor.pipelines.attack import create_pipeline
 from counterdoor.pipelines.attack.nodes import attack, prepare_attack
 
 INFO = {"class_names": ["a", "b", "c"]}
@@ -106,6 +110,34 @@ def test_what_is_prepared_is_made_once_and_reaches_the_trigger(case, trained):
     result = attack(images, ledger, test_images, INFO, trained, 3, made)
     assert (result["triggered_test_images"] == 7).all()
     assert (result["images"][result["oracle"]["is_poisoned"]] == 7).all()
+
+
+def test_a_second_run_reads_what_the_first_prepared(case, trained, tmp_path):
+    images, ledger, test_images = case
+    given = {
+        "clean_images": images,
+        "clean_ledger": ledger,
+        "test_images": test_images,
+        "dataset_info": INFO,
+        "params:attack": trained,
+        "params:seed": 3,
+        "params:engine": DEFAULT,
+    }
+    filepath = str(tmp_path / "preparation.safetensors")
+    for version in ("2024-01-01T00.00.01.000Z", "2024-01-01T00.00.02.000Z"):
+        stored = {"filepath": filepath, "version": Version(None, version)}
+        catalog = DataCatalog(
+            {
+                **{name: MemoryDataset(data) for name, data in given.items()},
+                "attack_preparation": TensorsDataset(**stored),
+                "cached_attack_preparation": CachedTensorsDataset(**stored),
+            }
+        )
+        outputs = SequentialRunner().run(create_pipeline(), catalog)
+        assert (outputs["triggered_test_images"].load() == 7).all()
+    assert len(Trained.made) == 1
+    first, second = sorted(tmp_path.glob("*/*/*.safetensors"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_nothing_is_prepared_for_an_attack_that_would_be_refused(case, trained):
