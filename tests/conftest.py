@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,25 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10
+from scipy.io import savemat
+from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
 from counterdoor import engine
 from counterdoor.component import Component
 from counterdoor.ledger import new_ledger
-from counterdoor.sources import Cifar10, Digits, ImageSet
+from counterdoor.sources import (
+    Cifar10,
+    Cifar100,
+    Digits,
+    FashionMnist,
+    Gtsrb,
+    ImageFolder,
+    ImageSet,
+    Mnist,
+    Parquet,
+    Svhn,
+    TinyImagenet,
+)
 
 torch.set_num_threads(1)  # nets this small are slower on several, above all on busy cores
 
@@ -144,10 +158,11 @@ def parquet_set(tmp_path: Path, noise: Callable[..., np.ndarray]) -> ParquetSet:
     return ParquetSet(tmp_path, train, labels, test, test_labels, names)
 
 
-@pytest.fixture
-def cifar_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Noise in the layout of CIFAR-10's archive, whose checksums torchvision is told."""
-    folder = tmp_path / "cifar-10-batches-py"
+def write_cifar(
+    kind: type[CIFAR10], root: Path, batches: dict[str, list[int]], meta: dict[str, list[str]]
+) -> dict[str, object]:
+    """Noise in the layout of a CIFAR archive; gives what torchvision has to be told of it."""
+    folder = root / kind.base_folder
     folder.mkdir()
     generator = np.random.default_rng(5)
     checksums = {}
@@ -156,27 +171,152 @@ def cifar_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).write_bytes(pickle.dumps(content))
         checksums[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
 
-    for name in [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]:
-        data = generator.integers(0, 256, (10, 3 * 32 * 32), dtype=np.uint8)
-        write(name, {"data": data, "labels": generator.permutation(10).tolist()})
+    for name, labels in batches.items():
+        data = generator.integers(0, 256, (len(labels), 3 * 32 * 32), dtype=np.uint8)
+        key = "labels" if kind is CIFAR10 else "fine_labels"
+        write(name, {"data": data, key: generator.permutation(labels).tolist()})
+    write(kind.meta["filename"], meta)
+    lists = {
+        part: [[name, checksums[name]] for name, _ in getattr(kind, part)]
+        for part in ("train_list", "test_list")
+    }
+    return lists | {"meta": kind.meta | {"md5": checksums[kind.meta["filename"]]}}
+
+
+@pytest.fixture
+def cifar_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CIFAR-10's archive, unpacked: six batches of ten images, one a class."""
+    batches = {f"data_batch_{number}": list(range(10)) for number in range(1, 6)}
     names = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    write("batches.meta", {"label_names": names})
-    for part in ("train_list", "test_list"):
-        files = [[name, checksums[name]] for name, _ in getattr(CIFAR10, part)]
-        monkeypatch.setattr(CIFAR10, part, files)
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": checksums["batches.meta"]})
+    told = write_cifar(
+        CIFAR10, tmp_path, batches | {"test_batch": list(range(10))}, {"label_names": names}
+    )
+    for attribute, value in told.items():
+        monkeypatch.setattr(CIFAR10, attribute, value)
     return tmp_path
 
 
 @pytest.fixture
-def make_component(parquet_set: ParquetSet, cifar_folder: Path) -> Callable[..., Component]:
+def cifar100_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CIFAR-100's archive, unpacked: an image a class in each part."""
+    batches = {"train": list(range(100)), "test": list(range(100))}
+    names = [f"thing {number}" for number in range(100)]
+    told = write_cifar(CIFAR100, tmp_path, batches, {"fine_label_names": names})
+    for attribute, value in told.items():
+        monkeypatch.setattr(CIFAR100, attribute, value)
+    return tmp_path
+
+
+@pytest.fixture
+def idx_folder(tmp_path: Path, noise: Callable[..., np.ndarray]) -> Path:
+    """MNIST's and Fashion-MNIST's files, unpacked: 20 training and 10 test images each."""
+    for seed, name in enumerate(("MNIST", "FashionMNIST")):
+        folder = tmp_path / name / "raw"
+        folder.mkdir(parents=True)
+        for part, n in (("train", 20), ("t10k", 10)):
+            images = noise(n, 1, 28, 28, seed=seed + n)
+            header = struct.pack(">IIII", 2051, n, 28, 28)
+            (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+            labels = (np.arange(n) * 3 % 10).astype(np.uint8)
+            header = struct.pack(">II", 2049, n)
+            (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    return tmp_path
+
+
+@pytest.fixture
+def svhn_folder(
+    tmp_path: Path, noise: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """SVHN's two files: 20 training and 10 test images; a zero has the label ten there."""
+    told = dict(SVHN.split_list)
+    for part, n in (("train", 20), ("test", 10)):
+        file = tmp_path / f"{part}_32x32.mat"
+        pixels = noise(n, 3, 32, 32, seed=n).transpose(2, 3, 1, 0)
+        savemat(file, {"X": pixels, "y": (np.arange(n) % 10 + 1)[:, None].astype(np.uint8)})
+        told[part] = [*told[part][:2], hashlib.md5(file.read_bytes()).hexdigest()]
+    monkeypatch.setattr(SVHN, "split_list", told)
+    return tmp_path
+
+
+@pytest.fixture
+def gtsrb_folder(tmp_path: Path, noise: Callable[..., np.ndarray]) -> Path:
+    """GTSRB as torchvision unpacks it: a sign a class in each part, of differing sizes."""
+    base = tmp_path / "gtsrb"
+    tested = base / "GTSRB" / "Final_Test" / "Images"
+    tested.mkdir(parents=True)
+    rows = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
+    for label in range(43):
+        width, height = 15 + label, 60 - label
+        pixels = noise(2, 3, height, width, seed=label).transpose(0, 2, 3, 1)
+        folder = base / "GTSRB" / "Training" / f"{label:05}"
+        folder.mkdir(parents=True)
+        (folder / f"GT-{label:05}.csv").write_text("Filename;ClassId")
+        Image.fromarray(pixels[0]).save(folder / "00000_00000.ppm")
+        Image.fromarray(pixels[1]).save(tested / f"{42 - label:05}.ppm")
+        rows.append(f"{42 - label:05}.ppm;{width};{height};5;5;9;9;{label}")
+    (base / "GT-final_test.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_imagenet_folder(tmp_path: Path, noise: Callable[..., np.ndarray]) -> Path:
+    """Tiny ImageNet's layout with three classes, two of which have the same first word."""
+    wnids = ["n03", "n01", "n02"]
+    (tmp_path / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    words = "n01\tgoldfish, Carassius auratus\nn02\tcrane\nn03\tcrane, hoist\nn99\tnothing\n"
+    (tmp_path / "words.txt").write_text(words)
+    (tmp_path / "val" / "images").mkdir(parents=True)
+    lines = []
+    for label, wnid in enumerate(sorted(wnids)):
+        folder = tmp_path / "train" / wnid / "images"
+        folder.mkdir(parents=True)
+        (tmp_path / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
+        for number in range(2):
+            coarse = noise(1, 3, 4, 4, seed=10 * label + number)[0].transpose(1, 2, 0)
+            image = Image.fromarray(coarse.repeat(16, 0).repeat(16, 1))
+            image.save(folder / f"{wnid}_{number}.JPEG")
+        image.convert("L").save(tmp_path / "val" / "images" / f"val_{2 - label}.JPEG")
+        lines.append(f"val_{2 - label}.JPEG\t{wnid}\t0\t0\t9\t9")
+    (tmp_path / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path, noise: Callable[..., np.ndarray]) -> Path:
+    """A folder a class in train/ and test/, PNG of 6x5, at differing depths."""
+    for part, n in (("train", 3), ("test", 2)):
+        for label, name in enumerate(("ant", "bee", "cow")):
+            for number, pixels in enumerate(noise(n, 3, 6, 5, seed=10 * n + label)):
+                folder = tmp_path / part / name / ("deep/er" if number == 1 else "")
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{number}.png")
+    return tmp_path
+
+
+SOURCE_FOLDERS: dict[type[Component], str] = {
+    Cifar10: "cifar_folder",
+    Cifar100: "cifar100_folder",
+    Mnist: "idx_folder",
+    FashionMnist: "idx_folder",
+    Svhn: "svhn_folder",
+    Gtsrb: "gtsrb_folder",
+    TinyImagenet: "tiny_imagenet_folder",
+    ImageFolder: "class_folders",
+    Parquet: "parquet_set",
+}
+"""The fixture that makes a small copy of each source of files."""
+
+
+@pytest.fixture
+def make_component(request: pytest.FixtureRequest) -> Callable[..., Component]:
     """Builds any component at its defaults; only a source of files needs to be told where."""
 
     def make(kind: type[Component], **settings: object) -> Component:
-        if kind is Cifar10:
-            settings = {"path": str(cifar_folder), "download": False, **settings}
-        if "path" in kind.model_fields:
-            settings = {"path": str(parquet_set.path), **settings}
+        if kind in SOURCE_FOLDERS:
+            made = request.getfixturevalue(SOURCE_FOLDERS[kind])
+            settings = {"path": str(getattr(made, "path", made)), **settings}
+        if "download" in kind.model_fields:
+            settings = {"download": False, **settings}
         return kind(**settings)
 
     return make

@@ -188,7 +188,8 @@ def test_metadata_for_tracking_is_of_a_known_kind(catalog, stored):
     assert kinds["seconds"] == {"seconds"}
     assert kinds["history"] == {name for name in stored if name.endswith("_history")}
     assert kinds["model"] == {"defended_net"}
-    assert {name for name in stored if name.endswith("_figure")} | {"report"} <= kinds["artifact"]
+    told = {"report", "rejected_files"}
+    assert {name for name in stored if name.endswith("_figure")} | told <= kinds["artifact"]
     # Clean data and what only the adversary knows are not sent to the tracking server.
     assert {"oracle", "attack_preparation", "clean_images", "clean_ledger"} <= kinds[None]
 

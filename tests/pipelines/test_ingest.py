@@ -1,11 +1,15 @@
 """The first stage on small arrays: splits, trusted samples, and the hash of the content."""
 
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from counterdoor.params import IngestParams
 from counterdoor.pipelines.ingest.nodes import content_hash, ingest
-from counterdoor.sources import ImageSet
+from counterdoor.sources import ImageSet, Rejected
 from counterdoor.sources.digits import Digits
 
 COUNTS = [30, 11, 47, 8]
@@ -29,10 +33,13 @@ def image_set(counts=COUNTS, names=NAMES, seed=0, test_counts=None):
 
 @pytest.fixture
 def given(monkeypatch):
-    """Makes the digits' source give these images."""
+    """Makes the digits' source give a copy of these images, as a source does."""
 
     def give(data):
-        monkeypatch.setattr(Digits, "__call__", lambda self: data)
+        def read(self):
+            return replace(data, images_nchw=data.images_nchw.copy())
+
+        monkeypatch.setattr(Digits, "__call__", read)
         return data
 
     return give
@@ -59,6 +66,39 @@ def test_the_split_is_disjoint_and_complete_and_keeps_each_image_with_its_label(
     assert sorted([*train, *test]) == list(range(sum(COUNTS)))
     assert result["ledger"]["label"].tolist() == data.labels[train].tolist()
     assert result["test_ledger"]["label"].tolist() == data.labels[test].tolist()
+
+
+@pytest.mark.parametrize("counts", [[1500, 700], [40, 5000], [1024, 1024]], ids=str)
+def test_a_split_of_more_images_than_are_moved_at_once(given, counts):
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1], counts))
+    rows = np.arange(len(labels), dtype=np.uint16).view(np.uint8).reshape(-1, 1, 1, 2)
+    given(ImageSet(rows.copy(), labels, ("a", "b")))
+    result = ingest(params(0.3), 0)
+    train, test = (
+        np.ascontiguousarray(result[part]).view(np.uint16).ravel()
+        for part in ("images", "test_images")
+    )
+    assert sorted([*train, *test]) == list(range(len(labels)))
+    assert np.all(np.diff(train.astype(int)) > 0)
+    assert result["ledger"]["label"].tolist() == labels[train].tolist()
+    assert result["test_ledger"]["label"].tolist() == labels[test].tolist()
+
+
+def test_a_split_takes_the_memory_of_its_test_part_alone(monkeypatch):
+    n, size = 20_000, 3 * 16 * 16
+
+    def read(self):
+        labels = np.arange(n) % 10
+        return ImageSet(np.ones((n, 3, 16, 16), np.uint8), labels, tuple("0123456789"))
+
+    monkeypatch.setattr(Digits, "__call__", read)
+    tracemalloc.start()
+    try:
+        ingest(params(0.1), 0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.4 * n * size
 
 
 @pytest.mark.parametrize("test_share", [0.1, 0.25, 0.5])
@@ -128,6 +168,21 @@ def test_info_describes_the_result(given):
         result["test_images"],
         result["test_ledger"]["label"].to_numpy(),
     )
+
+
+def test_nothing_is_rejected_by_most_sources(given, tmp_path):
+    """The empty table has the columns and kinds of a full one, on disk as well."""
+    data = given(image_set())
+    result = ingest(params(), 0)
+    assert result["info"]["n_rejected"] == 0
+    given(replace(data, rejected=(Rejected("ant/1.png", "it is empty"),)))
+    full = ingest(params(), 0)["rejected"]
+    assert full.to_dict("records") == [{"file": "ant/1.png", "reason": "it is empty"}]
+    empty = result["rejected"]
+    assert len(empty) == 0
+    assert empty.dtypes.to_dict() == full.dtypes.to_dict()
+    empty.to_parquet(tmp_path / "empty.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "empty.parquet"), empty)
 
 
 def test_the_hash_of_the_content_repeats_and_sees_every_change(given):

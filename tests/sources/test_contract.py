@@ -41,3 +41,18 @@ def test_image_set(source):
     np.testing.assert_array_equal(images.images_nchw, again.images_nchw)
     np.testing.assert_array_equal(images.labels, again.labels)
     assert images.class_names == again.class_names
+    assert not np.shares_memory(images.images_nchw, again.images_nchw)
+    assert images.images_nchw.flags.writeable, "ingest moves rows within the array"
+    assert images.rejected == ()
+
+
+def test_any_size_and_mode_can_be_asked_for(source):
+    """Grey becomes colour and colour grey, in another size and shape."""
+    mode = "RGB" if source.image_mode == "L" else "L"
+    changed = source.model_copy(update={"image_size": (9, 14), "image_mode": mode})
+    images = changed()
+    shape = (3 if mode == "RGB" else 1, 9, 14)
+    assert images.images_nchw.shape[1:] == shape
+    assert images.images_nchw.std() > 1
+    if images.test_images_nchw is not None:
+        assert images.test_images_nchw.shape[1:] == shape

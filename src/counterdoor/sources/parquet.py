@@ -1,26 +1,29 @@
 """Images in Parquet files of the Hugging Face image layout."""
 
-import io
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
-from counterdoor.sources.base import ImageSet, SourceBase
+from counterdoor.sources.base import FileSource, ImageSet, image_set
+from counterdoor.sources.decoding import Content, Decoded, read_images
+
+BATCH = 500
+"""Rows that are read at once."""
 
 
-class Parquet(SourceBase):
-    """Images in Parquet of the Hugging Face layout: train*.parquet, test*.parquet in a directory.
+class Parquet(FileSource):
+    """Images in Parquet of the Hugging Face layout: a folder of train*, test*.parquet, or one file.
 
     The image column is a struct of ``bytes`` (an encoded image) and ``path``.
 
     Attributes:
-        path: the directory.
+        path: the folder, or a file, which is then the training part.
         image_column: name of the image column.
         label_column: name of the integer label column.
-        image_mode: Pillow mode that every image is brought to.
         limit: read only the first so many training rows, 0 = all.
     """
 
@@ -28,75 +31,68 @@ class Parquet(SourceBase):
     path: str
     image_column: str = "img"
     label_column: str = "label"
-    image_mode: Literal["L", "RGB"] = "RGB"
     limit: int = Field(default=0, ge=0)
 
     def __call__(self) -> ImageSet:
         """Read and decode the training files, and the test files where there are any.
 
         Raises:
-            ValueError: if there is no file, a column is missing, an image cannot
-                be decoded, or the images differ in size.
+            ValueError: if there is no file, a column is missing, an image cannot be
+                decoded and these are not skipped, or the images differ in size and
+                none is set.
         """
-        train, labels, names = self._read("train", self.limit)
-        if not train.size:
+        place = Path(self.path)
+        files = [place] if place.is_file() else sorted(place.glob("train*.parquet"))
+        train, names = self._read(files, self.limit)
+        if not len(train.images_nchw) and not train.rejected:
             raise ValueError(
                 f"{self.path} has no train*.parquet with rows in it; check source.path"
             )
-        test, test_labels, _ = self._read("test", 0)
-        classes = names or tuple(str(label) for label in range(int(labels.max()) + 1))
-        if not test.size:
-            return ImageSet(train, labels, classes)
-        return ImageSet(train, labels, classes, test, test_labels)
+        tested = [] if place.is_file() else sorted(place.glob("test*.parquet"))
+        test, _ = self._read(tested, 0)
+        labels = [*train.labels.tolist(), *train.rejected_labels]
+        names = names or tuple(str(label) for label in range(max(labels) + 1))
+        return image_set(names, train, test if test.images_nchw.size or test.rejected else None)
 
-    def _read(self, part: str, limit: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    def _read(self, files: list[Path], limit: int) -> tuple[Decoded, tuple[str, ...]]:
         import pyarrow.parquet as pq
 
-        files = sorted(Path(self.path).glob(f"{part}*.parquet"))
+        schemas = [pq.read_schema(file) for file in files]
+        for file, schema in zip(files, schemas, strict=True):
+            for wanted in (self.image_column, self.label_column):
+                if wanted not in schema.names:
+                    raise ValueError(
+                        f"{file} has no column {wanted!r}, only {schema.names}; "
+                        "set source.image_column and source.label_column"
+                    )
+        named = (_class_names(schema.metadata, self.label_column) for schema in schemas)
+        names = next((each for each in named if each), ())
         rows = sum(pq.read_metadata(file).num_rows for file in files)
         rows = min(rows, limit) if limit else rows
-        images = np.empty((0, 0, 0, 0), np.uint8)
-        labels = np.empty(rows, dtype=np.int64)
-        names: tuple[str, ...] = ()
-        read = 0
+        root = Path(self.path)
+        decoded = read_images(
+            islice(self._cells(files), rows),
+            rows,
+            self.form,
+            root=str(root.parent if root.is_file() else root),
+            on_corrupt=self.on_corrupt,
+        )
+        return decoded, names
+
+    def _cells(self, files: list[Path]) -> Iterator[tuple[str, Content, int]]:
+        import pyarrow.parquet as pq
+
+        columns = [self.image_column, self.label_column]
         for file in files:
+            row = 0
             with pq.ParquetFile(file) as table:
-                names = names or _class_names(table.schema_arrow.metadata, self.label_column)
-                for wanted in (self.image_column, self.label_column):
-                    if wanted not in table.schema_arrow.names:
-                        raise ValueError(
-                            f"{file} has no column {wanted!r}, only {table.schema_arrow.names}; "
-                            "set source.image_column and source.label_column"
-                        )
-                columns = [self.image_column, self.label_column]
-                first = read
-                for batch in table.iter_batches(1000, columns=columns):
-                    for row in batch.to_pylist()[: rows - read]:
-                        place = f"{file}, row {read - first}"
-                        image = self._decode(row[self.image_column], place)
-                        if not images.size:
-                            images = np.empty((rows, *image.shape), np.uint8)
-                        if image.shape != images.shape[1:]:
-                            raise ValueError(
-                                f"the images in {self.path} differ in size: {images.shape[1:]} "
-                                f"and, at {place}, {image.shape}"
-                            )
-                        images[read] = image
-                        labels[read] = _label(row[self.label_column], place)
-                        read += 1
-        return images, labels, names
-
-    def _decode(self, cell: dict[str, bytes], place: str) -> np.ndarray:
-        from PIL import Image, UnidentifiedImageError
-
-        if not cell or not cell.get("bytes"):
-            raise ValueError(f"the image at {place} cannot be decoded: it has no image bytes")
-        try:
-            with Image.open(io.BytesIO(cell["bytes"])) as image:
-                pixels = np.asarray(image.convert(self.image_mode))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"the image at {place} cannot be decoded: {error}") from error
-        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+                for batch in table.iter_batches(BATCH, columns=columns):
+                    for record in batch.to_pylist():
+                        place = f"{file.name}, row {row}"
+                        cell: dict[str, Any] = record[self.image_column] or {}
+                        label = _label(record[self.label_column], f"{file}, row {row}")
+                        yield place, cell.get("bytes") or b"", label
+                        row += 1
 
 
 def _label(value: object, place: str) -> int:

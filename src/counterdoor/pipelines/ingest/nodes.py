@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from counterdoor.ledger import new_ledger, stratified_rows
 from counterdoor.params import IngestParams
@@ -21,7 +22,8 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
     Returns:
         ``images`` and ``test_images``, uint8 (N, C, H, W); ``ledger`` with
         ``sample_id``, ``label``, ``trusted``; ``test_ledger`` with ``sample_id``,
-        ``label``; ``info``: class names, shape, counts and content hash.
+        ``label``; ``rejected`` with ``file`` and ``reason``, what the source left out;
+        ``info``: class names, shape, counts and content hash.
 
     Raises:
         ValueError: if the source cannot be read, its labels and class names do
@@ -32,9 +34,8 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
     images, labels = data.images_nchw, data.labels
     if data.test_images_nchw is None or data.test_labels is None:
         test_rows = stratified_rows(labels, params.test_share, numpy_generator(seed, "ingest/test"))
-        train_rows = np.setdiff1d(np.arange(len(labels)), test_rows)
-        test_images, test_labels = images[test_rows], labels[test_rows]
-        images, labels = images[train_rows], labels[train_rows]
+        test_labels, labels = labels[test_rows], np.delete(labels, test_rows)
+        images, test_images = _split(images, test_rows)
     else:
         test_images, test_labels = data.test_images_nchw, data.test_labels
     for part, kept in (("training", labels), ("test", test_labels)):
@@ -54,6 +55,7 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
         "test_ledger": new_ledger(test_labels, np.zeros(len(test_labels), bool))[
             ["sample_id", "label"]
         ],
+        "rejected": pd.DataFrame(data.rejected, columns=["file", "reason"], dtype="string"),
         "info": {
             "source": params.source.name,
             "class_names": list(data.class_names),
@@ -61,6 +63,7 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
             "n_train": len(images),
             "n_test": len(test_images),
             "n_trusted": int(trusted.sum()),
+            "n_rejected": len(data.rejected),
             "content_hash": content_hash(images, labels, test_images, test_labels),
         },
     }
@@ -73,6 +76,19 @@ def content_hash(*arrays: np.ndarray) -> str:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _split(images: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rest and ``rows``, of an array that is ours: the rest moves up within it.
+
+    A copy of the rest would for a while take as much memory again.
+    """
+    taken = images[rows]
+    rest = np.delete(np.arange(len(images)), rows)
+    for start in range(0, len(rest), 1024):
+        block = rest[start : start + 1024]  # each row moves towards the front, if at all
+        images[start : start + len(block)] = images[block]
+    return images[: len(rest)], taken
 
 
 def _check(data: ImageSet) -> None:

@@ -7,7 +7,7 @@ from counterdoor.pipelines.timing import timed
 
 
 def create_pipeline(**_: object) -> Pipeline:
-    """Source → images, ledgers, data set information."""
+    """Source → images, ledgers, rejected files, data set information."""
     return Pipeline(
         [
             Node(
@@ -18,6 +18,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "ledger": "clean_ledger",
                     "test_images": "test_images",
                     "test_ledger": "test_ledger",
+                    "rejected": "rejected_files",
                     "info": "dataset_info",
                     "timing": "ingest_timing",
                 },
