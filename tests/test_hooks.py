@@ -6,7 +6,15 @@ from types import SimpleNamespace
 import pytest
 
 from counterdoor.checkpoint import Checkpoint
-from counterdoor.hooks import LIBRARY_LOGGER, CheckpointHooks, ProgressHooks
+from counterdoor.hooks import (
+    LIBRARY_LOGGER,
+    READING_LOGGER,
+    CheckpointHooks,
+    PathHooks,
+    ProgressHooks,
+)
+from counterdoor.params import IngestParams
+from counterdoor.sources import decoding
 
 PROGRESS = {
     "stream": "warmup",
@@ -22,8 +30,8 @@ PROGRESS = {
 def test_bars_show_epoch_loss_and_rate_on_a_terminal(monkeypatch):
     monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: True, write=len, flush=int))
     monkeypatch.setenv("TERM", "xterm")
-    training = logging.getLogger(LIBRARY_LOGGER)
-    before = (training.level, training.propagate, list(training.handlers))
+    training, reading = logging.getLogger(LIBRARY_LOGGER), logging.getLogger(READING_LOGGER)
+    before = [(each.level, each.propagate, list(each.handlers)) for each in (training, reading)]
     hooks = ProgressHooks()
     hooks.before_node_run(node=None)
     try:
@@ -41,9 +49,19 @@ def test_bars_show_epoch_loss_and_rate_on_a_terminal(monkeypatch):
         assert "epoch 2/10" in text
         assert "loss 0.500" in text
         assert "4,321 images/s" in text
+        state = {"stream": "reading", "done": 70, "total": 90, "rate": 1234.5}
+        reading.debug("read 70 of 90", extra={"progress": state})
+        _, task = hooks._handler._progress.tasks
+        assert (task.description, task.completed, task.total) == ("reading", 70, 90)
+        assert task.fields["detail"] == "1,234 images/s"
     finally:
         hooks.after_node_run(node=None)
-    assert (training.level, training.propagate, list(training.handlers)) == before
+    after = [(each.level, each.propagate, list(each.handlers)) for each in (training, reading)]
+    assert after == before
+
+
+def test_the_reading_tells_the_logger_that_the_bars_listen_to():
+    assert decoding.progress.name == READING_LOGGER
 
 
 @pytest.mark.parametrize(("terminal", "term"), [(False, "xterm"), (True, "dumb")])
@@ -53,6 +71,33 @@ def test_no_bars_elsewhere(terminal, term, monkeypatch):
     hooks = ProgressHooks()
     hooks.before_node_run(node=None)
     assert hooks._handler is None
+
+
+def ingest_params(**source):
+    return IngestParams(source=source, test_share=0.2, trusted_share=0.05)
+
+
+def test_a_relative_path_is_one_within_the_project(tmp_path):
+    hooks = PathHooks()
+    hooks.after_context_created(SimpleNamespace(project_path=tmp_path))
+    given = ingest_params(name="image_folder", path="data/images", image_size=8)
+    told = hooks.before_node_run({"params:ingest": given, "params:seed": 0})
+    assert set(told) == {"params:ingest"}
+    assert told["params:ingest"].source.path == str(tmp_path / "data" / "images")
+    assert told["params:ingest"].source.image_size == 8
+    assert given.source.path == "data/images"
+    assert told["params:ingest"].test_share == 0.2
+
+
+def test_other_paths_and_nodes_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    hooks = PathHooks()
+    hooks.after_context_created(SimpleNamespace(project_path=tmp_path))
+    for path, full in (("/data/x", "/data/x"), ("~/x", "/home/somebody/x")):
+        given = ingest_params(name="parquet", path=path)
+        assert hooks.before_node_run({"params:ingest": given})["params:ingest"].source.path == full
+    assert hooks.before_node_run({"params:ingest": ingest_params(name="digits")}) is None
+    assert hooks.before_node_run({"images": None}) is None
 
 
 def variant(tmp_path, seed):

@@ -1,4 +1,4 @@
-"""Hooks other than tracking: checks before anything runs, and progress bars."""
+"""Hooks other than tracking: checks before anything runs, progress bars, paths, checkpoints."""
 
 import logging
 import os
@@ -21,6 +21,9 @@ from counterdoor.config import variant_path
 
 LIBRARY_LOGGER = "counterdoor.training"
 """The logger whose records carry ``stream``, ``step``, ``steps`` and ``metrics``."""
+
+READING_LOGGER = "counterdoor.sources.progress"
+"""The logger whose records tell how far the reading of images is."""
 
 
 class PreflightHooks:
@@ -78,22 +81,23 @@ def ensure_readable(name: str, catalog: DataCatalog) -> None:
 
 
 class ProgressHooks:
-    """A bar for each training, on a terminal only; elsewhere the log has a line an epoch."""
+    """A bar for each training and reading, on a terminal only; the log has a line an epoch."""
 
     def __init__(self) -> None:
         self._handler: _BarHandler | None = None
-        self._level = logging.NOTSET
+        self._levels: dict[str, int] = {}
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
-        """Start to show the trainings of a node."""
+        """Start to show the trainings and readings of a node."""
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._handler = _BarHandler()
-            training = logging.getLogger(LIBRARY_LOGGER)
-            training.addHandler(self._handler)
-            self._level = training.level
-            training.setLevel(logging.DEBUG)  # progress within an epoch
-            training.propagate = False  # the bar says what the console's lines would
+            for name in (LIBRARY_LOGGER, READING_LOGGER):
+                told = logging.getLogger(name)
+                told.addHandler(self._handler)
+                self._levels[name] = told.level
+                told.setLevel(logging.DEBUG)  # progress within an epoch
+                told.propagate = False  # the bar says what the console's lines would
 
     @hook_impl
     def after_node_run(self, node: Node) -> None:
@@ -107,16 +111,17 @@ class ProgressHooks:
 
     def _stop(self) -> None:
         if self._handler is not None:
-            training = logging.getLogger(LIBRARY_LOGGER)
-            training.removeHandler(self._handler)
-            training.setLevel(self._level)
-            training.propagate = True
+            for name, level in self._levels.items():
+                told = logging.getLogger(name)
+                told.removeHandler(self._handler)
+                told.setLevel(level)
+                told.propagate = True
             self._handler.close()
             self._handler = None
 
 
 class _BarHandler(logging.Handler):
-    """Draws records of trainings as a progress bar with loss, rate and time left."""
+    """Draws records of trainings and readings as progress bars with rate and time left."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -127,8 +132,7 @@ class _BarHandler(logging.Handler):
         self._progress = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(),
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} images/s"),
+            TextColumn("{task.fields[detail]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
@@ -138,14 +142,48 @@ class _BarHandler(logging.Handler):
         progress = getattr(record, "progress", None)
         if progress is None:
             return
-        stream = progress["stream"]
+        stream, total = progress["stream"], progress["total"]
+        detail = f"{progress['rate']:,.0f} images/s"
+        if "epoch" in progress:
+            detail = (
+                f"epoch {progress['epoch']}/{progress['epochs']}  loss {progress['loss']:.3f}  "
+                + detail
+            )
         if stream not in self._tasks:
-            self._tasks[stream] = self._progress.add_task(stream, **progress)
-        self._progress.update(self._tasks[stream], completed=progress["done"], **progress)
+            self._tasks[stream] = self._progress.add_task(stream, total=total, detail=detail)
+        task, done = self._tasks[stream], progress["done"]
+        self._progress.update(task, completed=done, total=total, detail=detail)
 
     def close(self) -> None:
         self._progress.stop()
         super().close()
+
+
+class PathHooks:
+    """A relative path of a source is one within the project, wherever Kedro was started."""
+
+    def __init__(self) -> None:
+        self._project = Path()
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Note the project's folder."""
+        self._project = Path(context.project_path)
+
+    @hook_impl
+    def before_node_run(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """Give the node that reads a source the path in full.
+
+        The parameters keep the relative one, so the place of the project is no part of
+        the variant.
+        """
+        params = inputs.get("params:ingest")
+        source: Any = getattr(params, "source", None)
+        if params is None or not hasattr(source, "path"):
+            return None
+        path = self._project / Path(source.path).expanduser()
+        full = source.model_copy(update={"path": str(path)})
+        return {"params:ingest": params.model_copy(update={"source": full})}
 
 
 class CheckpointHooks:

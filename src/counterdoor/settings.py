@@ -3,7 +3,7 @@
 import warnings
 
 from counterdoor.config import VariantConfigLoader
-from counterdoor.hooks import CheckpointHooks, PreflightHooks, ProgressHooks
+from counterdoor.hooks import CheckpointHooks, PathHooks, PreflightHooks, ProgressHooks
 from counterdoor.tracking import TrackingHooks
 
 # Kedro only warns when a newer version appears during a run, and reads the other data.
@@ -11,7 +11,7 @@ warnings.filterwarnings("error", message=r".*did not match load version.*")
 # Kedro still calls a function by a name that OmegaConf 2.4 gave up.
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
 
-HOOKS = (PreflightHooks(), TrackingHooks(), ProgressHooks(), CheckpointHooks())
+HOOKS = (PreflightHooks(), TrackingHooks(), ProgressHooks(), PathHooks(), CheckpointHooks())
 CONFIG_LOADER_CLASS = VariantConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",
