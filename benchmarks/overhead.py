@@ -51,7 +51,9 @@ def bare(parameters: dict[str, Any]) -> None:
     info = read["info"]
     bad = attack(read["images"], read["ledger"], read["test_images"], info, adversary, seed)
     images, ledger = bad["images"], bad["ledger"]
-    check = check_plan(images, ledger, info, detecting, relabeling, training, stamp)["report"]
+    check = check_plan(images, ledger, info, detecting, relabeling, training, stamp, model)[
+        "report"
+    ]
     warm = warm_up(images, ledger, info, check, warming, model, seed)
     scored = detect(images, ledger, warm["net"], detecting, seed)["ledger"]
     planned = relabel(images, scored, info, relabeling, model, stamp, seed)

@@ -5,7 +5,8 @@ import io
 import json
 import pickle
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 from counterdoor import engine
 from counterdoor.component import Component
 from counterdoor.ledger import new_ledger
+from counterdoor.models import External
 from counterdoor.sources import (
     Cifar10,
     Cifar100,
@@ -196,6 +198,103 @@ def cifar_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+THEIR_NETS = '''
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    """Takes channels and classes, and has all kinds of awkward tensors."""
+
+    def __init__(self, in_channels, num_classes, width=4, dropout=0.0):
+        super().__init__()
+        self.first = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.mix = nn.Linear(width, width)
+        self.again = nn.Linear(width, width)
+        self.again.weight = self.mix.weight
+        self.turned = nn.Parameter(torch.randn(num_classes, width).t())
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, images):
+        features = torch.relu(self.norm(self.first(images))).mean((2, 3))
+        features = self.again(torch.tanh(self.mix(features)))
+        return self.dropout(features) @ self.turned
+
+
+def make(num_classes, in_channels=1, **settings):
+    return Net(in_channels, num_classes, **settings)
+
+
+def fails(num_classes):
+    raise KeyError("no such block")
+
+
+def not_a_net(num_classes):
+    return [num_classes]
+
+
+def lazy(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+def frozen(num_classes):
+    return make(num_classes).requires_grad_(False)
+
+
+class Shape(Net):
+    """Gives something else than logits, as ``how`` says."""
+
+    def __init__(self, num_classes, how):
+        super().__init__(1, num_classes)
+        self.how = how
+
+    def forward(self, images):
+        logits = super().forward(images)
+        return {
+            "tuple": lambda: (logits, logits),
+            "tuple in training": lambda: (logits, logits) if self.training else logits,
+            "features": lambda: logits[:, :-1],
+            "transposed": lambda: logits.t(),
+            "classes": lambda: torch.zeros_like(logits, dtype=torch.int64),
+            "nan": lambda: logits * float("nan"),
+            "one image": lambda: logits[:1],
+            "branch": lambda: logits if images.sum() > 0 else -logits,
+        }[self.how]()
+
+
+class Config:
+    def __init__(self, num_classes):
+        raise AssertionError("never called: it is no net")
+
+
+class Extra(Net):
+    def __init__(self, num_classes):
+        super().__init__(1, num_classes)
+
+    def get_extra_state(self):
+        return {"version": 2}
+
+    def set_extra_state(self, state):
+        pass
+
+
+CONSTANT = 3
+'''
+
+
+@pytest.fixture(scope="session")
+def their_nets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Name of an importable module with nets that are not ours."""
+    folder = tmp_path_factory.mktemp("theirs")
+    (folder / "their_nets.py").write_text(THEIR_NETS)
+    (folder / "their_broken_nets.py").write_text("import no_such_package\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield "their_nets"
+    sys.modules.pop("their_nets", None)
+
+
 @pytest.fixture
 def cifar100_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """CIFAR-100's archive, unpacked: an image a class in each part."""
@@ -309,7 +408,7 @@ SOURCE_FOLDERS: dict[type[Component], str] = {
 
 @pytest.fixture
 def make_component(request: pytest.FixtureRequest) -> Callable[..., Component]:
-    """Builds any component at its defaults; only a source of files needs to be told where."""
+    """Builds any component at its defaults; what lies outside needs to be told where."""
 
     def make(kind: type[Component], **settings: object) -> Component:
         if kind in SOURCE_FOLDERS:
@@ -317,6 +416,10 @@ def make_component(request: pytest.FixtureRequest) -> Callable[..., Component]:
             settings = {"path": str(getattr(made, "path", made)), **settings}
         if "download" in kind.model_fields:
             settings = {"download": False, **settings}
+        if kind is External:
+            theirs = request.getfixturevalue("their_nets")
+            target = {"target": f"{theirs}.Net", "channels_argument": "in_channels"}
+            settings = target | settings
         return kind(**settings)
 
     return make

@@ -242,11 +242,31 @@ def test_a_run_parameter_that_cannot_be_part_of_a_path_is_refused(conf, bad):
     assert f"{bad!r} cannot be part of a path" in message(caught.value)
 
 
+def test_the_catalog_tells_saved_nets_the_runs_own_model(conf):
+    entry = {"type": "counterdoor.io.TrainedNetDataset", "filepath": "x", "model": "${model:}"}
+    (conf / "base" / "catalog.yml").write_text(yaml.safe_dump({"net": entry}))
+    model = {"target": "theirs.Net", "arguments": {"widths": [1, 2]}}
+    loaded = load(conf, model_name="external", model=model)
+    assert loaded["catalog"]["net"]["model"] == {"name": "external", **model}
+    assert load(conf)["catalog"]["net"]["model"] == loaded["parameters"]["_models"]["digits_cnn"]
+
+
 NAMES = {
     "source_name": ["cifar10", "digits", "parquet"],
     "attack_name": ["adap_blend", "adap_patch", "badnets", "blend", "sig", "wanet"],
     "label_mapping": ["all_to_all", "all_to_one"],
-    "model_name": ["compact", "digits_cnn", "resnet18"],
+    "model_name": [
+        "compact",
+        "densenet121",
+        "digits_cnn",
+        "external",
+        "mobilenet_v3",
+        "preact_resnet18",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "vgg16_bn",
+    ],
     "detector_name": ["lga", "random"],
     "labeler_name": ["drop", "vd"],
 }
@@ -476,4 +496,5 @@ def test_an_environment_with_another_choice_is_the_bases(model, labeler, env):
         assert values["model"] == base["model"]
     if labeler != "vd":
         assert values["relabel"]["labeler"] == base["relabel"]["labeler"]
-    ModelParams.model_validate(values["model"])
+    needed = {"external": {"target": "package.module.Net"}}.get(model, {})
+    ModelParams.model_validate(values["model"] | needed)

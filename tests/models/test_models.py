@@ -1,5 +1,7 @@
 """Normalisation, the trained artifact, and each architecture's own settings."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +9,16 @@ from pydantic import ValidationError
 from torch import nn
 
 from counterdoor.models import (
+    VGG16BN,
     Compact,
+    DenseNet121,
     DigitsCNN,
+    MobileNetV3,
     NormalisedNet,
+    PreActResNet18,
     ResNet18,
+    ResNet34,
+    ResNet50,
     StampedNet,
     TrainedNet,
     build_net,
@@ -194,10 +202,104 @@ def test_resnet18_stems(channels, small, kernel, stride):
         assert net(torch.zeros(1, channels, 32, 32)).shape == (1, 10)
 
 
-def test_resnet18_has_its_known_number_of_weights():
-    """The CIFAR-style ResNet-18 has 11.17 million."""
-    net = ResNet18()(3, 10)
-    assert sum(parameter.numel() for parameter in net.parameters()) == 11_173_962
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "sides"),
+    [
+        (ResNet34, (4, 1)),
+        (ResNet50, (4, 1)),
+        (DenseNet121, (4, 1)),
+        (MobileNetV3, (4, 1)),
+        (partial(MobileNetV3, size="large"), (4, 1)),
+    ],
+    ids=["resnet34", "resnet50", "densenet121", "mobilenet_v3_small", "mobilenet_v3_large"],
+)
+def test_the_last_map_of_a_32x32_image(kind, sides, small):
+    net = kind(small_image_stem=small)(1, 10).eval()
+    seen = []
+
+    def note(module, inputs):
+        seen.append(inputs[0].shape[-1])
+
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(note)
+    with torch.no_grad():
+        assert net(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
+    # Squeeze-and-excitation layers of MobileNet work on a single pixel.
+    assert min(side for side in seen if side > 1 or sides[not small] == 1) == sides[not small]
+
+
+def test_vgg_keeps_a_pixel_of_small_images_and_has_its_large_head_otherwise():
+    small = VGG16BN()(1, 10).eval()
+    maps = [small[0](torch.zeros(1, 1, side, side)).shape for side in (5, 28, 32, 64)]
+    assert maps == [(1, 512, 1, 1)] * 3 + [(1, 512, 2, 2)]
+    with torch.device("meta"):  # its 134 million weights need not be made
+        large = VGG16BN(small_image_stem=False)(1, 10)
+    assert large.classifier[0].weight.shape == (4096, 512 * 7 * 7)
+    assert large.features[0].weight.shape == (64, 1, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"),
+    [
+        (ResNet18(), 11_173_962),
+        (ResNet34(), 21_282_122),
+        (ResNet50(), 23_520_842),
+        (PreActResNet18(), 11_172_170),
+        (VGG16BN(), 14_728_266),
+        (DenseNet121(), 6_956_426),
+    ],
+    ids=lambda each: each.name if hasattr(each, "name") else "",
+)
+def test_the_known_number_of_weights(model, weights):
+    """torchvision's published numbers, less what stem and head differ by."""
+    assert sum(parameter.numel() for parameter in model(3, 10).parameters()) == weights
+
+
+def test_mobilenet_batch_norm_momentum():
+    net = MobileNetV3(batch_norm_momentum=0.3)(3, 10)
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.3}
+    assert {norm.eps for norm in norms} == {0.001}
+
+
+def slow_preact(net, images):
+    """The forward pass of PreActResNet-18 written out, for nets in eval mode."""
+    stem, *units, norm, _, _, _, head = net
+
+    def active(norm, features):
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        shifted = (features - norm.running_mean[:, None, None]) * scale[:, None, None]
+        return (shifted + norm.bias[:, None, None]).clamp(min=0)
+
+    features = nn.functional.conv2d(images, stem.weight, padding=1)
+    for number, unit in enumerate(units):
+        stride = 2 if number in (2, 4, 6) else 1
+        first = active(unit.norm1, features)
+        if number == 0:
+            kept = first
+        elif stride == 2:
+            kept = nn.functional.conv2d(first, unit.shortcut.weight, stride=2)
+        else:
+            kept = features
+        middle = nn.functional.conv2d(first, unit.conv1.weight, stride=stride, padding=1)
+        middle = active(unit.norm2, middle)
+        features = kept + nn.functional.conv2d(middle, unit.conv2.weight, padding=1)
+    return active(norm, features).mean((2, 3)) @ head.weight.T + head.bias
+
+
+def test_preact_resnet18_unit_by_unit():
+    net = PreActResNet18()(3, 10)
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.uniform_(module.bias, -0.5, 0.5)
+        net.train()(images)
+        net.eval()
+        torch.testing.assert_close(net(images), slow_preact(net, images), rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

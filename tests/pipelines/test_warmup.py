@@ -26,7 +26,16 @@ def ledger_of(n=60, trusted_per_class=2):
     return new_ledger(labels, trusted)
 
 
-def check(images, ledger, suspect_ratio=0.1, relabel=VD, augment=None, stamp=None, detector="lga"):
+def check(
+    images,
+    ledger,
+    suspect_ratio=0.1,
+    relabel=VD,
+    augment=None,
+    stamp=None,
+    detector="lga",
+    model=MODEL,
+):
     return check_plan(
         images,
         ledger,
@@ -35,6 +44,7 @@ def check(images, ledger, suspect_ratio=0.1, relabel=VD, augment=None, stamp=Non
         RelabelParams(**relabel),
         TrainParams(recipe={"epochs": 1, "augment": augment or {}}),
         stamp or Stamp(colour="white"),
+        model,
     )["report"]
 
 
@@ -105,6 +115,17 @@ def test_a_stamp_coloured_like_the_padding_is_refused(noise):
 def test_a_stamp_of_another_number_of_channels_is_refused(noise):
     with pytest.raises(ValueError, match=r"stamp\.colour has 3 levels, but the images have 1"):
         check(noise(60), ledger_of(), stamp=Stamp(colour=(0.1, 0.2, 0.3)))
+
+
+def test_a_net_that_does_not_give_logits_for_these_images_is_refused(noise, their_nets):
+    settings = {"name": "external", "target": f"{their_nets}.Net"}
+    given = settings | {"channels_argument": "in_channels"}
+    assert check(noise(60), ledger_of(), model=ModelParams(given))["n_samples"] == 60
+    with pytest.raises(ValueError, match="does not take the arguments num_classes"):
+        check(noise(60), ledger_of(), model=ModelParams(settings))
+    three = settings | {"arguments": {"in_channels": 3}}
+    with pytest.raises(ValueError, match=r"does not take images of shape \(1, 12, 12\)"):
+        check(noise(60), ledger_of(), model=ModelParams(three))
 
 
 def test_a_ledger_of_other_images_is_refused(noise):

@@ -142,6 +142,53 @@ def build_net(
     return net
 
 
+def check_net(model: Component, images_nchw: np.ndarray, num_classes: int) -> None:
+    """Raise ``ValueError`` unless an untrained net can be trained on such images.
+
+    Two of them go through it, in training and in eval mode, on the CPU.
+
+    Args:
+        model: a model component.
+        images_nchw: uint8, shape (N, C, H, W), in [0, 255].
+        num_classes: number of logits that it has to give.
+    """
+    two = np.resize(images_nchw[:2], (2, *images_nchw.shape[1:]))
+    net = build_net(model, two, num_classes, seed=0, stream="check/init")
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise ValueError(f"model {model.name!r} has no parameter to train")
+    if strange := [name for name, each in net.state_dict().items() if not torch.is_tensor(each)]:
+        raise ValueError(
+            f"model {model.name!r} keeps {', '.join(strange)}, which is no tensor and so cannot be "
+            "saved; make it a buffer or an argument"
+        )
+    for training in (True, False):
+        net.train(training)
+        try:
+            with torch.no_grad(), seeded_torch(0, "check/net"):
+                logits: object = net(torch.from_numpy(two).float() / 255.0)
+        except Exception as error:
+            raise ValueError(
+                f"model {model.name!r} does not take images of shape {two.shape[1:]} (channels, "
+                f"height, width): {type(error).__name__}: {error}"
+            ) from error
+        _check_logits(logits, model.name, num_classes, "training" if training else "eval")
+
+
+def _check_logits(logits: object, name: str, num_classes: int, mode: str) -> None:
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else None
+    if not isinstance(logits, Tensor) or shape != (2, num_classes):
+        given = type(logits).__name__ if shape is None else f"a tensor of shape {shape}"
+        raise ValueError(
+            f"model {name!r} gives {given} for two images in {mode} mode; it has to give logits "
+            f"of shape (2, {num_classes}), one row an image, one column a class"
+        )
+    if not logits.is_floating_point() or not torch.isfinite(logits).all():
+        raise ValueError(
+            f"model {name!r} gives {logits.dtype} logits in {mode} mode that are not all finite "
+            "floats; is every weight initialised?"
+        )
+
+
 def channel_statistics(images_nchw: np.ndarray, chunk: int = 4096) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, float32, shape (C,), in [0, 1].
 

@@ -23,6 +23,7 @@ def check_plan(
     relabel: RelabelParams,
     train: TrainParams,
     stamp: Stamp,
+    model: ModelParams,
 ) -> dict[str, Any]:
     """Refuse, before any training, what a later stage would refuse.
 
@@ -34,6 +35,7 @@ def check_plan(
         relabel: who labels them.
         train: the full training.
         stamp: what they are stamped with.
+        model: the net of every training.
 
     Returns:
         ``report``: the number of samples, trusted samples and suspects to come,
@@ -41,9 +43,10 @@ def check_plan(
 
     Raises:
         ValueError: if nobody would be suspected, the labeler lacks trusted
-            samples, or the stamp lies outside the images or looks like padding.
+            samples, the stamp lies outside the images or looks like padding, or the
+            net does not give logits for such images.
     """
-    from counterdoor.models import channel_statistics
+    from counterdoor.models import channel_statistics, check_net
     from counterdoor.stamp import stamp_contrast
 
     check_ledger(ledger, images, "trusted")
@@ -53,6 +56,7 @@ def check_plan(
     stamp.check_fits(*images.shape[-2:])
     mean, _ = channel_statistics(images)
     train.recipe.augment.check_stamp(stamp, mean)
+    check_net(model.root, images, len(info["class_names"]))
     return {
         "report": {
             "n_samples": len(ledger),

@@ -20,6 +20,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:relabel",
                     "params:train",
                     "params:stamp",
+                    "params:model",
                 ],
                 outputs={"report": "plan_check"},
                 name="check_plan",
