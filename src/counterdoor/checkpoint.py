@@ -65,7 +65,11 @@ class Checkpoint:
             tensors["rng/cuda"] = torch.cuda.get_rng_state()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        # Copies, since the format refuses tensors that share memory, as tied weights do.
+        whole = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
         save_file(whole, partial, {"records": json.dumps(records)})
         partial.replace(self.path)
 

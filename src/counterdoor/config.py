@@ -68,11 +68,12 @@ def variant_path(parameters: Mapping[str, Any], stage: str) -> str:
 
 
 class VariantConfigLoader(OmegaConfigLoader):
-    """OmegaConf configuration with two resolvers of our own.
+    """OmegaConf configuration with three resolvers of our own.
 
     ``${known:what,name,options}`` gives ``name`` back if ``options`` has it, and
     else raises an error that lists the options. ``${variant:stage}``, in the
-    catalog, is :func:`variant_path` of the run's parameters.
+    catalog, is :func:`variant_path` of the run's parameters, and ``${model:}`` the
+    configuration of its model.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -90,6 +91,7 @@ class VariantConfigLoader(OmegaConfigLoader):
             parameters = self["parameters"]
             # Anew each time: another loader of this process may have registered its own.
             _register("variant", lambda stage: variant_path(parameters, stage))
+            _register("model", lambda: parameters["model"])
         loaded: dict[str, Any] = super().__getitem__(key)
         if key == "parameters":
             self._check(loaded)

@@ -3,6 +3,7 @@
 import json
 import pickle
 import struct
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from counterdoor.io import TrainedNetDataset
-from counterdoor.models import DigitsCNN, ResNet18, TrainedNet, build_net
+from counterdoor.models import DigitsCNN, External, ResNet18, TrainedNet, build_net
 from counterdoor.stamp import Stamp
 
 SAVED = "2024-01-01T00.00.01.000Z"
@@ -24,6 +25,14 @@ STAMPS = [None, Stamp(size=3, row=1, column=2, colour="white"), Stamp(colour=(0.
 def dataset(tmp_path):
     return TrainedNetDataset(
         filepath=str(tmp_path / "net.safetensors"), version=Version(None, SAVED)
+    )
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """The same file, read under a configuration with this model."""
+    return lambda model: TrainedNetDataset(
+        filepath=str(tmp_path / "net.safetensors"), version=Version(None, SAVED), model=model
     )
 
 
@@ -97,6 +106,61 @@ def test_tensors_that_are_not_contiguous_or_share_memory(dataset, noise):
     assert not all(tensor.is_contiguous() for tensor in state.values())
     dataset.save(replace(trained, state=state))
     assert torch.equal(logits(dataset.load(), images), logits(trained, images))
+
+
+def test_tied_weights(configured, noise, their_nets):
+    model = External(target=f"{their_nets}.make")
+    net = build_net(model, noise(9), 4, seed=3, stream="x")
+    state = net.state_dict()
+    assert state["body.mix.weight"].data_ptr() == state["body.again.weight"].data_ptr()
+    own = configured(model.model_dump())
+    own.save(TrainedNet.of(model, noise(9), 4, state))
+    rebuilt = own.load().build()
+    assert rebuilt.body.mix.weight is rebuilt.body.again.weight
+    assert all(torch.equal(rebuilt.state_dict()[name], state[name]) for name in state)
+
+
+CODE = {"name": "external", "target": "their_nets.make", "arguments": {"width": 5}}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        None,
+        {"name": "digits_cnn"},
+        CODE | {"target": "their_nets.Net"},
+        CODE | {"arguments": {}},
+        CODE | {"arguments": {"width": 6}},
+        CODE | {"classes_argument": None},
+    ],
+    ids=["no", "other", "target", "no arguments", "arguments", "names"],
+)
+def test_a_file_brings_no_code_that_the_configuration_does_not_name(
+    dataset, configured, file, noise, their_nets, model
+):
+    """Not even imported: the file could come from anywhere."""
+    dataset.save(net_of(noise(9), model=External(**CODE)))
+    sys.modules.pop("their_nets")
+    with pytest.raises(DatasetError, match=r"code 'their_nets\.make' with the arguments") as caught:
+        configured(model).load()
+    assert str(file) in str(caught.value)
+    assert "damaged" not in str(caught.value)
+    assert "their_nets" not in sys.modules
+
+
+def test_a_file_with_the_configured_code_is_loaded(dataset, configured, noise, their_nets):
+    trained = net_of(noise(9), Stamp(), External(**CODE))
+    dataset.save(trained)
+    loaded = configured(CODE).load()  # no defaults in it
+    assert torch.equal(logits(loaded, noise(9)), logits(trained, noise(9)))
+
+
+def test_a_configured_model_does_not_matter_to_our_own_nets(dataset, configured, noise):
+    trained = net_of(noise(9))
+    dataset.save(trained)
+    for model in (CODE, {"name": "compact"}, {}):
+        loaded = configured(model).load()
+        assert torch.equal(logits(loaded, noise(9)), logits(trained, noise(9)))
 
 
 def test_saving_leaves_the_net_as_it_was(dataset, noise):

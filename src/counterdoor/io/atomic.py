@@ -75,11 +75,13 @@ class ReadableErrors:
         """Load the version that the run resolved.
 
         Raises:
-            DatasetError: naming the damaged file and what to do.
+            DatasetError: naming the damaged file and what to do, or the format's own.
         """
         path = self._get_load_path()  # type: ignore[attr-defined]
         try:
             return super().load.__wrapped__(self)  # type: ignore[misc]
+        except DatasetError:
+            raise
         except Exception as error:
             raise DatasetError(
                 f"{path} cannot be read: {error}. The file is damaged or incomplete: delete the "
