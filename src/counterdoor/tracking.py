@@ -5,7 +5,8 @@ become metrics; ``history``: a training's epochs, kept, and its images per secon
 metric (the epochs themselves are logged while it runs); ``seconds``: a table of
 stages becomes ``seconds_<stage>`` and their sum ``seconds``; ``artifact``: the file is
 kept with the run; ``model``: the net is logged as an MLflow model, stamp and
-normalisation inside.
+normalisation inside, or, if torch cannot export it, as its file: a finished training is
+not lost for that, and a pickle would hold code.
 
 MLflow is imported when a run starts, not before.
 """
@@ -145,7 +146,7 @@ class TrackingHooks:
                 if isinstance(dataset, AbstractVersionedDataset):
                     self._mlflow.log_artifact(str(dataset._get_load_path()))
             case "model":
-                log_net(self._mlflow, dataset_name, data)
+                self._log_model(dataset_name, dataset, data)
 
     @hook_impl
     def after_pipeline_run(self) -> None:
@@ -197,6 +198,22 @@ class TrackingHooks:
 
     def _tag_data(self, data: Mapping[str, Any]) -> None:
         self._mlflow.set_tags({f"data.{key}": str(value)[:5000] for key, value in data.items()})
+
+    def _log_model(self, name: str, dataset: Any, trained: TrainedNet) -> None:
+        try:
+            log_net(self._mlflow, name, trained)
+        except self._mlflow.MlflowException:
+            raise
+        except Exception as error:  # whatever torch.export makes of somebody else's code
+            logger.warning(
+                "%s cannot be exported: the run keeps its safetensors file, not an MLflow model "
+                "(%s: %s)",
+                name,
+                type(error).__name__,
+                str(error).partition("\n")[0],
+            )
+            if isinstance(dataset, AbstractVersionedDataset):
+                self._mlflow.log_artifact(str(dataset._get_load_path()))
 
     def _log_metrics(self, data: Mapping[str, Any]) -> None:
         finite = {key: float(value) for key, value in data.items() if math.isfinite(value)}
