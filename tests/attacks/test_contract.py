@@ -7,8 +7,21 @@ import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from counterdoor.attacks import AllToAll, AllToOne, Attack, AttackBase, draw_rows, poison
+from counterdoor.attacks import (
+    AllToAll,
+    AllToOne,
+    Attack,
+    AttackBase,
+    AttackerNet,
+    Dynamic,
+    LabelConsistent,
+    TrojanNN,
+    draw_rows,
+    poison,
+)
 from counterdoor.component import members
+from counterdoor.models import DigitsCNN
+from counterdoor.recipe import Recipe
 from counterdoor.seeding import numpy_generator
 
 NAMES = ["zero", "one", "two", "three"]
@@ -16,7 +29,14 @@ SHAPES = [(5, 1, 12, 12), (5, 3, 12, 12), (4, 3, 10, 17), (1, 1, 28, 28)]
 SIZE = (3, 12, 14)
 """Of images that every attack accepts; a wave may vanish in others."""
 KINDS = list(members(Attack))
-SHORT: dict[type[AttackBase], dict[str, object]] = {}
+TINY_NET = AttackerNet(
+    model=DigitsCNN(width=1, hidden=4), recipe=Recipe(epochs=1, batch_size=64, learning_rate=0.01)
+)
+SHORT: dict[type[AttackBase], dict[str, object]] = {
+    LabelConsistent: {"net": TINY_NET, "steps": 2},
+    TrojanNN: {"net": TINY_NET, "steps": 2},
+    Dynamic: {"net": TINY_NET, "width": 4, "mask_epochs": 1},
+}
 """Settings under which the preparation of an attack that needs one takes no time."""
 
 

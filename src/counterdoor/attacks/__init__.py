@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from counterdoor.attacks.adaptive import AdapBlend, AdapPatch
+from counterdoor.attacks.attacker_net import AttackerNet
 from counterdoor.attacks.badnets import BadNets
 from counterdoor.attacks.base import (
     NOTHING,
@@ -15,8 +16,11 @@ from counterdoor.attacks.base import (
     poison,
 )
 from counterdoor.attacks.blend import Blend
+from counterdoor.attacks.dynamic import Dynamic
+from counterdoor.attacks.label_consistent import LabelConsistent
 from counterdoor.attacks.labels import AllToAll, AllToOne, LabelMapping, LabelMappingBase
 from counterdoor.attacks.sig import SIG
+from counterdoor.attacks.trojan_nn import TrojanNN
 from counterdoor.attacks.wanet import WaNet
 
 Attack = Annotated[
@@ -25,7 +29,10 @@ Attack = Annotated[
     | SIG
     | WaNet
     | AdapBlend
-    | AdapPatch,
+    | AdapPatch
+    | LabelConsistent
+    | TrojanNN
+    | Dynamic,
     Field(discriminator="name"),
 ]
 """Every attack that a configuration can name."""
@@ -39,12 +46,16 @@ __all__ = [
     "AllToOne",
     "Attack",
     "AttackBase",
+    "AttackerNet",
     "BadNets",
     "Blend",
+    "Dynamic",
+    "LabelConsistent",
     "LabelMapping",
     "LabelMappingBase",
     "Poisoned",
     "Rows",
+    "TrojanNN",
     "WaNet",
     "draw_rows",
     "poison",

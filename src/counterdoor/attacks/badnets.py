@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from counterdoor.attacks.base import NOTHING, AttackBase
+from counterdoor.attacks.patch import Patch
 from counterdoor.attacks.pixels import read_pattern
 
 
@@ -25,18 +26,9 @@ class BadNets(AttackBase):
     """
 
     name: Literal["badnets"] = "badnets"
-    patch: tuple[tuple[Literal[0, 1], ...], ...] = ((0, 0, 1), (0, 1, 0), (1, 0, 1))
+    patch: Patch = ((0, 0, 1), (0, 1, 0), (1, 0, 1))
     patch_image: str | None = None
     margin: int = Field(default=3, ge=0)
-
-    @field_validator("patch")
-    @classmethod
-    def _rectangular(
-        cls, patch: tuple[tuple[Literal[0, 1], ...], ...]
-    ) -> tuple[tuple[Literal[0, 1], ...], ...]:
-        if not patch or not patch[0] or len({len(row) for row in patch}) != 1:
-            raise ValueError("the patch needs at least one row, and rows of equal length")
-        return patch
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Raise ``ValueError`` if the patch cannot be read or does not fit into the images."""
