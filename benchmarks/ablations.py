@@ -182,7 +182,7 @@ class Case:
 
     def measure(self, net: NormalisedNet, stamp: Stamp | None) -> dict[str, float]:
         """Figures on the validation images."""
-        target = self.attack.target_class
+        target = self.attack.labels.target_labels(self.true, self.classes)
         clean = predict_classes(net, self.validation, stamp=stamp, engine=self.engine)
         plain = predict_classes(net, self.validation, engine=self.engine)
         hit = predict_classes(net, self.triggered, stamp=stamp, engine=self.engine)
@@ -190,7 +190,7 @@ class Case:
         return {
             "ca": clean_accuracy(clean, self.true),
             "ca_unstamped": clean_accuracy(plain, self.true),
-            "ca_target": float(classes[target]),
+            "ca_target": float(classes[self.attack.labels.single_target or 0]),
             "ca_worst": float(classes.min()),
             "asr": attack_success_rate(hit, self.true, target),
         }

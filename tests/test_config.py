@@ -252,8 +252,29 @@ def test_the_catalog_tells_saved_nets_the_runs_own_model(conf):
 
 
 NAMES = {
-    "source_name": ["cifar10", "digits", "parquet"],
-    "attack_name": ["adap_blend", "adap_patch", "badnets", "blend", "sig", "wanet"],
+    "source_name": [
+        "cifar10",
+        "cifar100",
+        "digits",
+        "fashion_mnist",
+        "gtsrb",
+        "image_folder",
+        "mnist",
+        "parquet",
+        "svhn",
+        "tiny_imagenet",
+    ],
+    "attack_name": [
+        "adap_blend",
+        "adap_patch",
+        "badnets",
+        "blend",
+        "cl",
+        "dynamic",
+        "sig",
+        "trojannn",
+        "wanet",
+    ],
     "label_mapping": ["all_to_all", "all_to_one"],
     "model_name": [
         "compact",

@@ -38,6 +38,10 @@ class External(Component):
     channels_argument: str | None = None
     classes_argument: str | None = "num_classes"
 
+    def __hash__(self) -> int:
+        """Of its JSON: a dict of arguments has none of its own."""
+        return hash(self.model_dump_json())
+
     @model_validator(mode="after")
     def _each_argument_once(self) -> "External":
         given = [self.channels_argument, self.classes_argument, *self.arguments]
