@@ -78,13 +78,12 @@ def project_copy(folder: Path) -> Path:
     return folder
 
 
-def resolved_parameters(environment: str | None = None) -> dict[str, Any]:
+def resolved_parameters(env: str | None = None) -> dict[str, Any]:
     """The parameters that a plain ``kedro run`` uses, or one with ``--env``."""
     from counterdoor.config import VariantConfigLoader
     from counterdoor.settings import CONFIG_LOADER_ARGS
 
-    loader = VariantConfigLoader(str(ROOT / "conf"), env=environment, **CONFIG_LOADER_ARGS)
-    return loader["parameters"]
+    return VariantConfigLoader(str(ROOT / "conf"), env=env, **CONFIG_LOADER_ARGS)["parameters"]
 
 
 def timed(command: list[str], cwd: Path) -> tuple[float, str]:

@@ -391,6 +391,38 @@ def test_an_unknown_format_is_refused():
         assert "'table', 'json', 'csv', 'markdown'" in result.stderr
 
 
+# --- attacks-page -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_attacks_page_lies_beside_its_pictures(tmp_path, parquet_writer, noise):
+    images = noise(40, 3, 24, 24)
+    parquet_writer(tmp_path / "train.parquet", images, [i % 4 for i in range(40)])
+    out = tmp_path / "docs" / "attacks.md"
+    text = call("attacks-page", "--images", str(tmp_path), "--out", str(out), "--limit", "40")
+    names = [part["name"] for part in catalogue()["attacks"]]
+    assert f"{len(names)} attacks, 0 measurements" in text
+    page = out.read_text(encoding="utf-8")
+    assert str(tmp_path) not in page
+    for name in names:
+        assert f"](attacks/{name}.png)" in page
+        assert (out.parent / "attacks" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert page.count("Strength: not measured.") == len(names)
+
+
+def test_the_attacks_page_refuses_an_unknown_source_and_a_damaged_record(tmp_path):
+    result = CliRunner().invoke(cli, ["attacks-page", "--images", "nowhere"])
+    assert result.exit_code == 1
+    assert "nowhere" in result.stderr
+    assert "'digits'" in result.stderr
+    records = tmp_path / "records.jsonl"
+    records.write_text("{}\n")
+    arguments = ["attacks-page", "--images", "digits", "--records", str(records)]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 1
+    assert "line 1 is no record" in result.stderr
+
+
 # --- errors ----------------------------------------------------------------------
 
 

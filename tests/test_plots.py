@@ -125,6 +125,18 @@ def test_samples_without_a_trigger_have_a_black_difference() -> None:
     assert len(title) == 14
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_training_images_have_a_row_where_they_differ_from_triggered_ones(noise, other):
+    images, triggered = noise(3, 3, 6, 6), noise(3, 3, 6, 6, seed=1)
+    poisoned = noise(3, 3, 6, 6, seed=2) if other else triggered
+    figure = plots.plot_trigger(images, poisoned, triggered, np.array([0, 1, 1]), NAMES)
+    axis = figure.axes[0]
+    rows = [text.get_text() for text in axis.get_yticklabels()]
+    assert rows[:-1] == ["clean", *(["in training"] * other), "triggered"]
+    shown = [np.asarray(image.get_array()) for image in axis.get_images()]
+    assert np.array_equal(shown[3], (poisoned if other else triggered)[0].transpose(1, 2, 0))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_suspects_are_sorted_titled_and_framed(channels: int) -> None:
     images = images_of(6, channels)

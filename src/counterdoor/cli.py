@@ -1,4 +1,4 @@
-"""Commands of the project: ``kedro run`` with readable errors, ``results``, ``components``."""
+"""Commands of the project: ``kedro run`` with readable errors, and the project's own."""
 
 import functools
 import json
@@ -14,6 +14,7 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import KedroCliError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 WIDE = ("started", "undefended_ba", "ca_drop", "ca_drop_worst_class")
@@ -124,6 +125,73 @@ def components(form: str) -> None:
         for part in parts
     ]
     _print_table(pd.DataFrame(rows), form)
+
+
+@cli.command(name="attacks-page")
+@click.option(
+    "--images",
+    "where",
+    required=True,
+    help="Images for the pictures: a source's name, or a folder for the source parquet.",
+)
+@click.option(
+    "--records",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What benchmarks/attack_strength.py has written; without it nothing counts as measured.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("docs/attacks.md"),
+    show_default=True,
+    help="The page; its pictures go into a folder of its name beside it.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="Images read; attacks that need a net of their own train it on them.",
+)
+@readable
+def attacks_page(where: str, records: Path | None, out: Path, limit: int) -> None:
+    """Write the catalogue of attacks: pictures, parameters, sources, measured strength."""
+    from counterdoor import attack_page as pages
+    from counterdoor.attacks import Attack
+    from counterdoor.component import members
+
+    measured = pages.strengths(pages.read_records(records)) if records else []
+    images, labels, names = _some_images(where, limit)
+    folder = out.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    attacks: list[Any] = list(members(Attack))
+    pictures = {}
+    for kind in attacks:
+        file = folder / f"{kind.component_name()}.png"
+        figure = pages.picture(kind(), images, labels, names)
+        figure.savefig(file, dpi=90, metadata={"Software": None})
+        pictures[kind.component_name()] = f"{folder.name}/{file.name}"
+    source = where if not Path(where).exists() else "<folder of Parquet files>"
+    command = f"kedro attacks-page --images {source} --limit {limit}"
+    command += f" --records {records.name}" if records else ""
+    out.write_text(
+        pages.page(attacks, measured, command=command, pictures=pictures), encoding="utf-8"
+    )
+    click.echo(f"{out}: {len(attacks)} attacks, {len(measured)} measurements")
+
+
+def _some_images(where: str, limit: int) -> tuple["np.ndarray", "np.ndarray", tuple[str, ...]]:
+    """The first training images of a source, their labels, and the class names."""
+    import numpy as np
+    from pydantic import TypeAdapter
+
+    from counterdoor.sources import Source
+
+    settings = {"name": "parquet", "path": where, "limit": limit}
+    chosen = settings if Path(where).is_dir() else {"name": where}
+    data = TypeAdapter(Source).validate_python(chosen)()
+    rows = np.linspace(0, len(data.labels) - 1, min(limit, len(data.labels))).astype(np.int64)
+    return data.images_nchw[rows], data.labels[rows], data.class_names
 
 
 def _project_path() -> Path:

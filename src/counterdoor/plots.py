@@ -52,24 +52,63 @@ def plot_samples(
         labels: int64, shape (n,), class indices.
         class_names: names of the K classes.
     """
-    difference = np.abs(triggered_nchw.astype(np.int16) - images_nchw).max(1, keepdims=True)
-    factor = 255 / (int(difference.max()) or 255)
+    difference, factor = _difference(images_nchw, triggered_nchw)
     rows = {
         "clean": images_nchw,
         "triggered": triggered_nchw,
-        f"difference\n(×{factor:.3g})": difference * factor,
+        f"difference\n(×{factor:.3g})": difference,
         "stamped": stamped_nchw,
     }
+    return _image_rows(rows, [class_names[label] for label in labels])
+
+
+def plot_trigger(
+    images_nchw: np.ndarray,
+    poisoned_nchw: np.ndarray,
+    triggered_nchw: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+) -> Figure:
+    """A few images (columns) clean, poisoned, triggered, and the difference (rows).
+
+    The difference is that of triggered and clean images, as in :func:`plot_samples`.
+    Where training images are poisoned with the trigger itself, they have no row.
+
+    Args:
+        images_nchw: uint8, shape (n, C, H, W), in [0, 255]; n of about 6.
+        poisoned_nchw: the same images as they are in a poisoned training set.
+        triggered_nchw: the same images with the trigger that is used at test time.
+        labels: int64, shape (n,), class indices.
+        class_names: names of the K classes.
+    """
+    rows = {"clean": images_nchw}
+    if not np.array_equal(poisoned_nchw, triggered_nchw):
+        rows["in training"] = poisoned_nchw
+    difference, factor = _difference(images_nchw, triggered_nchw)
+    rows |= {"triggered": triggered_nchw, f"difference\n(×{factor:.3g})": difference}
+    return _image_rows(rows, [class_names[label] for label in labels])
+
+
+def _difference(images_nchw: np.ndarray, changed_nchw: np.ndarray) -> tuple[np.ndarray, float]:
+    """The largest absolute difference over the channels, brought to white, and its factor."""
+    difference = np.abs(changed_nchw.astype(np.int16) - images_nchw).max(1, keepdims=True)
+    factor = 255 / (int(difference.max()) or 255)
+    return difference * factor, factor
+
+
+def _image_rows(rows: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
+    """Rows of images (n, C, H, W) with a name each, columns titled ``names``."""
+    images_nchw = next(iter(rows.values()))
     n = len(images_nchw)
-    figure = _figure(max(3.2, 1.1 + 1.15 * n), 5.1)
+    figure = _figure(max(3.2, 1.1 + 1.15 * n), 0.5 + 1.15 * len(rows))
     axis = figure.subplots()
     lefts, tops = 1.1 * np.arange(n), 1.1 * _height(images_nchw) * np.arange(len(rows))
     for top, shown in zip(tops, rows.values(), strict=True):
         for left, image in zip(lefts, shown, strict=True):
             _show_image(axis, image, left, top)
-    names = [_short(class_names[label], 14) for label in labels]
     axis.xaxis.tick_top()
-    axis.set_xticks(lefts + 0.5, names, fontsize=9, parse_math=False)
+    titles = [_short(name, 14) for name in names]
+    axis.set_xticks(lefts + 0.5, titles, fontsize=9, parse_math=False)
     axis.set_yticks(tops + _height(images_nchw) / 2, list(rows))
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
