@@ -54,7 +54,7 @@ viz: install  ## show the DAG
 	$(BIN)/kedro viz run
 
 bench: install  ## all benchmarks, one JSON object each (about an hour)
-	for name in overhead throughput memory cost kills; do \
+	for name in overhead ingest throughput memory cost kills; do \
 	  $(BIN)/python benchmarks/$$name.py --json || exit 1; \
 	done
 
