@@ -1,6 +1,7 @@
 """The catalogue says of every component what the component says of itself."""
 
 import json
+from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -114,3 +115,14 @@ def test_known_values():
 def test_a_changed_catalogue_is_nobody_elses():
     catalogue()["attacks"].clear()
     assert catalogue()["attacks"]
+
+
+def test_the_readme_names_every_component():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    missing = [
+        part["name"]
+        for parts in catalogue().values()
+        for part in parts
+        if f"`{part['name']}`" not in readme
+    ]
+    assert not missing

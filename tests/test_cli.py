@@ -376,6 +376,13 @@ def test_components_are_one_row_each(form):
     assert "poison_ratio=0.1" in badnets["parameters"]
 
 
+def test_a_required_parameter_is_shown_without_a_default():
+    rows = rows_of(call("components", "--format", "csv"), "csv")
+    (shown,) = [row for row in rows if row["name"] == "image_folder"]
+    assert "path" in [each.strip() for each in shown["parameters"].split(",")]
+    assert "path=" not in shown["parameters"]
+
+
 def test_components_as_table(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     text = call("components")

@@ -117,7 +117,8 @@ def components(form: str) -> None:
             "family": family,
             "name": part["name"],
             "parameters": ", ".join(
-                f"{each['name']}={each['default']}" for each in part["parameters"]
+                each["name"] if each["required"] else f"{each['name']}={each['default']}"
+                for each in part["parameters"]
             ),
             "what it is": part["summary"],
         }
