@@ -222,10 +222,11 @@ class TrackingHooks:
 
 def run_name(parameters: Mapping[str, Any]) -> str:
     """A readable name: the choices of a run, ``digits badnets-0.1-all_to_one … s0``."""
-    values = {name: parameters[name] for name in CHOICES}
-    attack = "{attack_name}-{poison_ratio}-{label_mapping}"
-    rest = "{model_name} {detector_name} {labeler_name} s{seed}"
-    return f"{{source_name}} {attack} {rest}".format(**values)
+    name = (
+        "{source_name} {attack_name}-{poison_ratio}-{label_mapping} {model_name} {detector_name} "
+        "{labeler_name} s{seed}"
+    )
+    return name.format(**parameters)
 
 
 def flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Trained(AttackBase):
 @pytest.fixture
 def trained():
     Trained.made.clear()
-    return SimpleNamespace(root=Trained(poison_ratio=0.25))
+    return SimpleNamespace(root=Trained(poison_ratio=0.25, cover_ratio=0.25))
 
 
 def test_what_is_prepared_is_made_once_and_reaches_the_trigger(case, trained):
@@ -109,7 +109,10 @@ def test_what_is_prepared_is_made_once_and_reaches_the_trigger(case, trained):
     assert len(Trained.made) == 1
     result = attack(images, ledger, test_images, INFO, trained, 3, made)
     assert (result["triggered_test_images"] == 7).all()
-    assert (result["images"][result["oracle"]["is_poisoned"]] == 7).all()
+    touched = result["oracle"]["is_poisoned"] | result["oracle"]["is_cover"]
+    assert touched.sum() == 2 * result["oracle"]["is_poisoned"].sum() > 0
+    assert (result["images"][touched] == 7).all()
+    np.testing.assert_array_equal(result["images"][~touched], images[~touched])
 
 
 def test_a_second_run_reads_what_the_first_prepared(case, trained, tmp_path):
