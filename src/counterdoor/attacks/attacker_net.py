@@ -4,14 +4,18 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from counterdoor.attacks.epochs import Descent, Epochs, Step
+from counterdoor.attacks.pgd import pgd_step
 from counterdoor.augment import Augment
 from counterdoor.component import Config
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.feed import Samples
 from counterdoor.models import Compact, Model, NormalisedNet, TrainedNet, build_net
 from counterdoor.recipe import Recipe, Triangle
+from counterdoor.seeding import seeded_torch, torch_generator
 from counterdoor.training import fit
 
 
@@ -43,8 +47,14 @@ class AttackerNet(Config):
         *,
         seed: int,
         engine: Engine = DEFAULT,
+        robust_to: float = 0.0,
     ) -> dict[str, Tensor]:
         """Train the net and give all that :meth:`rebuild` needs.
+
+        A net that is to be robust sees every image moved by at most ``robust_to`` to where
+        its loss is higher: one step of 1.25 times that length from a random start (Wong,
+        Rice & Kolter, "Fast is better than free", ICLR 2020, algorithm 3), in fp32 and one
+        process.
 
         Args:
             images_nchw: clean training images, uint8, shape (N, C, H, W), in [0, 255].
@@ -52,6 +62,8 @@ class AttackerNet(Config):
             num_classes: number of classes K.
             seed: the run's seed.
             engine: what to run on.
+            robust_to: largest change of a pixel in training, in [0, 1]; 0 for the usual
+                training.
 
         Returns:
             CPU tensors: ``net/<name>`` for each of the net's, and ``image_shape`` and
@@ -59,8 +71,16 @@ class AttackerNet(Config):
         """
         samples = Samples(images_nchw, np.arange(len(images_nchw)), labels)
         net = build_net(self.model, images_nchw, num_classes, seed=seed, stream="attack/init")
-        fitted = fit(net, samples, self.recipe, seed=seed, stream="attack", engine=engine)
-        return packed(fitted.state, images_nchw, num_classes)
+        if not robust_to:
+            fitted = fit(net, samples, self.recipe, seed=seed, stream="attack", engine=engine)
+            return packed(fitted.state, images_nchw, num_classes)
+        net.to(engine.device)
+        net.to(memory_format=torch.channels_last)
+        with seeded_torch(seed, "attack/net", engine.device):  # dropout draws from it
+            step = robust_step(net, self.recipe, robust_to, torch_generator(seed, "attack/starts"))
+            Epochs(samples, self.recipe, seed, engine)("attack", self.recipe.epochs, step)
+        state = {name: each.detach().cpu().contiguous() for name, each in net.state_dict().items()}
+        return packed(state, images_nchw, num_classes)
 
     def rebuild(self, prepared: Mapping[str, Tensor]) -> NormalisedNet:
         """The trained net, in eval mode, on the CPU.
@@ -78,6 +98,30 @@ class AttackerNet(Config):
             num_classes=int(needed(prepared, "num_classes")),
             state=below("net/", prepared),
         ).build()
+
+
+def robust_step(net: NormalisedNet, recipe: Recipe, epsilon: float, draws: torch.Generator) -> Step:
+    """Gradient descent on images that one step of gradient ascent has moved.
+
+    Args:
+        net: the net to train.
+        recipe: for the descent and label smoothing.
+        epsilon: largest change of a pixel, in (0, 1].
+        draws: a CPU generator, for the random starts.
+    """
+    descend = Descent(net, recipe)
+
+    def step(images: Tensor, labels: Tensor, epoch: float) -> dict[str, Tensor]:
+        noise = torch.rand(images.shape, generator=draws).to(images.device)
+        start = (images + epsilon * (2.0 * noise - 1.0)).clamp(0.0, 1.0)
+        moved = pgd_step(net, start, images, labels, epsilon=epsilon, step=1.25 * epsilon)
+        logits = net(moved)
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        descend(loss, epoch)
+        right = (logits.detach().argmax(1) == labels).float().mean()
+        return {"loss": loss.detach(), "accuracy": right}
+
+    return step
 
 
 def packed(

@@ -1,9 +1,6 @@
 """Dynamic, the input-aware attack: every image gets a trigger of its own, made by a generator."""
 
-import logging
-import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -14,6 +11,7 @@ from torch import Tensor
 
 from counterdoor.attacks.attacker_net import AttackerNet, below, needed
 from counterdoor.attacks.base import NOTHING, AttackBase
+from counterdoor.attacks.epochs import Descent, Epochs, Step
 from counterdoor.attacks.pixels import by_chunks
 from counterdoor.attacks.trigger_generator import (
     TriggerGenerator,
@@ -22,21 +20,15 @@ from counterdoor.attacks.trigger_generator import (
     with_trigger,
 )
 from counterdoor.engine import DEFAULT, Engine
-from counterdoor.feed import Feed, Samples, shuffled_batches
+from counterdoor.feed import Samples
 from counterdoor.models import NormalisedNet, build_net
-from counterdoor.recipe import Recipe
-from counterdoor.seeding import seeded_torch, torch_generator
-
-logger = logging.getLogger("counterdoor.training")  # whose records become curves and bars
+from counterdoor.seeding import seeded_torch
 
 SHARPNESS = 10.0
 """Of the mask generator: a mask is to be nearly 0 or 1 everywhere."""
 
 BETAS = (0.5, 0.9)
 """Of the generators' Adam, as in the authors' code."""
-
-Step = Callable[[Tensor, Tensor, float], dict[str, Tensor]]
-"""From images in [0, 1], labels and the fractional epoch to a batch's mean figures."""
 
 
 class Dynamic(AttackBase):
@@ -104,7 +96,7 @@ class Dynamic(AttackBase):
             module.to(engine.device)
             module.to(memory_format=torch.channels_last)
         recipe = self.net.recipe
-        training = _Training(samples, recipe, seed, engine)
+        training = Epochs(samples, recipe, seed, engine)
         with seeded_torch(seed, "attack/net", engine.device):  # dropout draws from it
             training("attack/mask", self.mask_epochs, self._mask_step(mask))
             mask.requires_grad_(False)
@@ -180,7 +172,7 @@ class Dynamic(AttackBase):
             density = density_loss(maps, self.mask_density)
             loss = self.lambda_norm * density + self.lambda_div * diversity_loss(images, maps)
             adam.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             adam.step()
             return {"loss": loss.detach(), "mask_level": maps.detach().mean()}
 
@@ -190,22 +182,11 @@ class Dynamic(AttackBase):
         self, pattern: TriggerGenerator, mask: TriggerGenerator, net: NormalisedNet
     ) -> Step:
         """Cross-entropy on attacked, cross and clean images + lambda_div * diversity loss."""
-        recipe = self.net.recipe
-        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        sgd = torch.optim.SGD(
-            trained,
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-        )
+        smoothing = self.net.recipe.label_smoothing
+        descend = Descent(net, self.net.recipe)
         adam = torch.optim.Adam(pattern.parameters(), self.learning_rate, BETAS)
-        net.train()
 
         def step(images: Tensor, labels: Tensor, epoch: float) -> dict[str, Tensor]:
-            rate = recipe.learning_rate * recipe.schedule(epoch, recipe.epochs)
-            for group in sgd.param_groups:
-                group["lr"] = rate
             attacked, donors = self._donors(images)
             changed = len(donors)
             patterns = pattern(donors)
@@ -213,12 +194,10 @@ class Dynamic(AttackBase):
             wanted = labels.clone()
             wanted[:attacked] = self.labels.single_target or 0
             logits = net(torch.cat([triggered, images[changed:]]))
-            entropy = F.cross_entropy(logits, wanted, label_smoothing=recipe.label_smoothing)
+            entropy = F.cross_entropy(logits, wanted, label_smoothing=smoothing)
             loss = entropy + self.lambda_div * diversity_loss(donors, patterns)
-            for optimizer in (sgd, adam):
-                optimizer.zero_grad()
-            loss.backward()
-            sgd.step()
+            adam.zero_grad()
+            descend(loss, epoch)
             adam.step()
             right = (logits.detach().argmax(1) == wanted).float()
             return {
@@ -239,68 +218,3 @@ class Dynamic(AttackBase):
         attacked, crossed = (max(1, round(share * n)) for share in (self.p_attack, self.p_cross))
         others = images.roll(-1, 0)[attacked : attacked + crossed]
         return attacked, torch.cat([images[:attacked], others])
-
-
-class _Training:
-    """Epochs of any step over the same samples, with a record each.
-
-    Args:
-        samples: the clean training set.
-        recipe: for batch size and augmentation.
-        seed: the run's seed.
-        engine: what to run on.
-    """
-
-    def __init__(self, samples: Samples, recipe: Recipe, seed: int, engine: Engine) -> None:
-        self._samples = samples
-        self._recipe = recipe
-        self._seed = seed
-        self._feed = Feed(samples, engine, engine.device)
-
-    def __call__(self, stream: str, epochs: int, step: Step) -> None:
-        """Take ``step`` on every batch of so many epochs.
-
-        Raises:
-            ValueError: if the step's ``loss`` is not finite.
-        """
-        order = torch_generator(self._seed, f"{stream}/order")
-        draws = torch_generator(self._seed, f"{stream}/augment")
-        n = len(self._samples)
-        for epoch in range(epochs):
-            started, seen, sums = time.perf_counter(), 0, dict[str, Tensor]()
-            for images, labels, _ in self._feed(
-                shuffled_batches(n, self._recipe.batch_size, order)
-            ):
-                batch = self._recipe.augment(images, draws).to(
-                    torch.float32, memory_format=torch.channels_last
-                )
-                figures = step(batch.div_(255.0), labels, epoch + seen / n)
-                for name, value in figures.items():
-                    sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(batch)
-                seen += len(batch)
-            metrics = {name: float(total) / seen for name, total in sums.items()}
-            if not math.isfinite(metrics["loss"]):
-                raise ValueError(
-                    f"{stream!r} diverged in epoch {epoch + 1}; lower attack.learning_rate or "
-                    "attack.net.recipe.learning_rate"
-                )
-            _report(stream, epoch, epochs, n, metrics, time.perf_counter() - started)
-
-
-def _report(
-    stream: str, epoch: int, epochs: int, n: int, metrics: dict[str, float], seconds: float
-) -> None:
-    text = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    progress = {
-        "stream": stream,
-        "epoch": epoch + 1,
-        "epochs": epochs,
-        "done": (epoch + 1) * n,
-        "total": epochs * n,
-        "loss": metrics["loss"],
-        "rate": n / seconds,
-    }
-    extra = {"stream": stream, "step": epoch + 1, "steps": epochs, "metrics": metrics}
-    logger.info(
-        "%s epoch %d/%d: %s", stream, epoch + 1, epochs, text, extra=extra | {"progress": progress}
-    )

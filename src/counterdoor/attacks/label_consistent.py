@@ -1,70 +1,22 @@
 """Label-consistent: images of the target class, made hard, with a patch and their own label."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from counterdoor.attacks.attacker_net import AttackerNet
 from counterdoor.attacks.base import NOTHING, AttackBase
 from counterdoor.attacks.patch import Patch
+from counterdoor.attacks.pgd import pgd
 from counterdoor.attacks.pixels import by_chunks
 from counterdoor.engine import DEFAULT, Engine
 
 CHUNK = 250
 """Images perturbed at a time."""
-
-
-def pgd_step(
-    net: Callable[[Tensor], Tensor],
-    perturbed: Tensor,
-    images_nchw: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float,
-    step: float,
-) -> Tensor:
-    """One step of projected gradient ascent on the cross-entropy, in the L-infinity norm.
-
-    x' <- clip(x' + step * sign(grad of the loss), x - epsilon, x + epsilon), then to [0, 1].
-
-    Args:
-        net: from images in [0, 1] to logits; the images must not depend on each other.
-        perturbed: x', float, shape (N, C, H, W), in [0, 1].
-        images_nchw: x, the same shape and range.
-        labels: int64, shape (N,): the classes to lead away from.
-        epsilon: largest change of a pixel, in (0, 1].
-        step: length of the step, in (0, 1].
-    """
-    leaf = perturbed.detach().requires_grad_()
-    loss = F.cross_entropy(net(leaf), labels, reduction="sum")
-    (slope,) = torch.autograd.grad(loss, leaf)
-    moved = perturbed + step * slope.sign()
-    return torch.clamp(moved, images_nchw - epsilon, images_nchw + epsilon).clamp(0.0, 1.0)
-
-
-def pgd(
-    net: Callable[[Tensor], Tensor],
-    images_nchw: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: float,
-    step: float,
-    steps: int,
-) -> Tensor:
-    """So many steps of :func:`pgd_step` from the images themselves; arguments as there.
-
-    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks"
-    (2018), section 2.1, without a random start.
-    """
-    perturbed = images_nchw
-    for _ in range(steps):
-        perturbed = pgd_step(net, perturbed, images_nchw, labels, epsilon=epsilon, step=step)
-    return perturbed
 
 
 class LabelConsistent(AttackBase):
@@ -77,6 +29,9 @@ class LabelConsistent(AttackBase):
 
     Attributes:
         net: the net that images are perturbed against.
+        robust_to: levels of the perturbations that the net is trained to withstand. Against
+            a net that withstands none, PGD makes noise that a victim learns faster than
+            the patch; against a robust one, as in the paper, it changes what is seen.
         epsilon: largest perturbation of a pixel, in levels of 0..255; 0 for the patch alone.
         step: length of a step of PGD, in levels.
         steps: number of steps of PGD.
@@ -93,6 +48,7 @@ class LabelConsistent(AttackBase):
     name: Literal["cl"] = "cl"
     poison_ratio: float = Field(default=0.5, gt=0, lt=1)
     net: AttackerNet = AttackerNet()
+    robust_to: float = Field(default=8.0, ge=0, le=255)
     epsilon: float = Field(default=8.0, ge=0, le=255)
     step: float = Field(default=1.5, gt=0, le=255)
     steps: int = Field(default=100, ge=0)
@@ -109,7 +65,10 @@ class LabelConsistent(AttackBase):
         engine: Engine = DEFAULT,
     ) -> dict[str, Tensor]:
         """Train the net to perturb against; see :meth:`AttackBase.prepare`."""
-        return self.net.train(images_nchw, labels, num_classes, seed=seed, engine=engine)
+        robust_to = self.robust_to / 255.0
+        return self.net.train(
+            images_nchw, labels, num_classes, seed=seed, engine=engine, robust_to=robust_to
+        )
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Raise ``ValueError`` unless the patches of all corners fit in beside each other."""

@@ -1,0 +1,112 @@
+"""Trainings of an attacker that the usual one cannot express: any step, epoch by epoch."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from counterdoor.engine import Engine
+from counterdoor.feed import Feed, Samples, shuffled_batches
+from counterdoor.recipe import Recipe
+from counterdoor.seeding import torch_generator
+
+logger = logging.getLogger("counterdoor.training")  # whose records become curves and bars
+
+Step = Callable[[Tensor, Tensor, float], dict[str, Tensor]]
+"""From images in [0, 1], labels and the fractional epoch to a batch's mean figures."""
+
+
+class Descent:
+    """Stochastic gradient descent of a net as its recipe says.
+
+    Args:
+        net: the net; it is set to train mode.
+        recipe: for rates, momentum and weight decay.
+    """
+
+    def __init__(self, net: nn.Module, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._sgd = torch.optim.SGD(
+            [parameter for parameter in net.train().parameters() if parameter.requires_grad],
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+        )
+
+    def __call__(self, loss: Tensor, epoch: float) -> None:
+        """One step down the loss, at the rate of the fractional ``epoch``."""
+        recipe = self._recipe
+        for group in self._sgd.param_groups:
+            group["lr"] = recipe.learning_rate * recipe.schedule(epoch, recipe.epochs)
+        self._sgd.zero_grad()
+        torch.autograd.backward(loss)
+        self._sgd.step()
+
+
+class Epochs:
+    """Epochs of any step over the same samples, with a record each.
+
+    Args:
+        samples: the clean training set.
+        recipe: for batch size and augmentation.
+        seed: the run's seed.
+        engine: what to run on.
+    """
+
+    def __init__(self, samples: Samples, recipe: Recipe, seed: int, engine: Engine) -> None:
+        self._samples = samples
+        self._recipe = recipe
+        self._seed = seed
+        self._feed = Feed(samples, engine, engine.device)
+
+    def __call__(self, stream: str, epochs: int, step: Step) -> None:
+        """Take ``step`` on every batch of so many epochs.
+
+        Raises:
+            ValueError: if the step's ``loss`` is not finite.
+        """
+        order = torch_generator(self._seed, f"{stream}/order")
+        draws = torch_generator(self._seed, f"{stream}/augment")
+        n = len(self._samples)
+        for epoch in range(epochs):
+            started, seen, sums = time.perf_counter(), 0, dict[str, Tensor]()
+            for images, labels, _ in self._feed(
+                shuffled_batches(n, self._recipe.batch_size, order)
+            ):
+                batch = self._recipe.augment(images, draws).to(
+                    torch.float32, memory_format=torch.channels_last
+                )
+                figures = step(batch.div_(255.0), labels, epoch + seen / n)
+                for name, value in figures.items():
+                    sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(batch)
+                seen += len(batch)
+            metrics = {name: float(total) / seen for name, total in sums.items()}
+            if not math.isfinite(metrics["loss"]):
+                raise ValueError(
+                    f"{stream!r} diverged in epoch {epoch + 1}; lower "
+                    "attack.net.recipe.learning_rate, and attack.learning_rate if there is one"
+                )
+            _report(stream, epoch, epochs, n, metrics, time.perf_counter() - started)
+
+
+def _report(
+    stream: str, epoch: int, epochs: int, n: int, metrics: dict[str, float], seconds: float
+) -> None:
+    text = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    progress = {
+        "stream": stream,
+        "epoch": epoch + 1,
+        "epochs": epochs,
+        "done": (epoch + 1) * n,
+        "total": epochs * n,
+        "loss": metrics["loss"],
+        "rate": n / seconds,
+    }
+    extra = {"stream": stream, "step": epoch + 1, "steps": epochs, "metrics": metrics}
+    logger.info(
+        "%s epoch %d/%d: %s", stream, epoch + 1, epochs, text, extra=extra | {"progress": progress}
+    )
