@@ -41,10 +41,12 @@ from counterdoor.sources import (
 torch.set_num_threads(1)  # nets this small are slower on several, above all on busy cores
 
 
-@pytest.fixture(autouse=True)
-def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def fp32() -> Iterator[None]:
     """What is compared with a slow version is computed in fp32, whatever the processor has."""
-    monkeypatch.setattr(engine, "multiplies_bf16", lambda device: False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "multiplies_bf16", lambda device: False)
+        yield
 
 
 @pytest.fixture(scope="session")
