@@ -18,6 +18,9 @@ from counterdoor.recipe import Recipe, Triangle
 from counterdoor.seeding import seeded_torch, torch_generator
 from counterdoor.training import fit
 
+ROBUST_STEPS = 3
+"""Steps of gradient ascent in the training of a robust net."""
+
 
 class AttackerNet(Config):
     """Which net the attacker trains, and how; the victim's may be another.
@@ -52,9 +55,7 @@ class AttackerNet(Config):
         """Train the net and give all that :meth:`rebuild` needs.
 
         A net that is to be robust sees every image moved by at most ``robust_to`` to where
-        its loss is higher: one step of 1.25 times that length from a random start (Wong,
-        Rice & Kolter, "Fast is better than free", ICLR 2020, algorithm 3), in fp32 and one
-        process.
+        its loss is higher (:func:`robust_step`), in fp32 and one process.
 
         Args:
             images_nchw: clean training images, uint8, shape (N, C, H, W), in [0, 255].
@@ -101,7 +102,11 @@ class AttackerNet(Config):
 
 
 def robust_step(net: NormalisedNet, recipe: Recipe, epsilon: float, draws: torch.Generator) -> Step:
-    """Gradient descent on images that one step of gradient ascent has moved.
+    """Gradient descent on images that gradient ascent has moved, from a random start.
+
+    Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks"
+    (2018), equation 2.1, with a few long steps: a single one is learnt by heart and teaches
+    nothing else.
 
     Args:
         net: the net to train.
@@ -110,11 +115,14 @@ def robust_step(net: NormalisedNet, recipe: Recipe, epsilon: float, draws: torch
         draws: a CPU generator, for the random starts.
     """
     descend = Descent(net, recipe)
+    length = 2.5 * epsilon / ROBUST_STEPS
 
     def step(images: Tensor, labels: Tensor, epoch: float) -> dict[str, Tensor]:
         noise = torch.rand(images.shape, generator=draws).to(images.device)
         start = (images + epsilon * (2.0 * noise - 1.0)).clamp(0.0, 1.0)
-        moved = pgd_step(net, start, images, labels, epsilon=epsilon, step=1.25 * epsilon)
+        moved = start
+        for _ in range(ROBUST_STEPS):
+            moved = pgd_step(net, moved, images, labels, epsilon=epsilon, step=length)
         logits = net(moved)
         loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         descend(loss, epoch)

@@ -29,9 +29,9 @@ class LabelConsistent(AttackBase):
 
     Attributes:
         net: the net that images are perturbed against.
-        robust_to: levels of the perturbations that the net is trained to withstand. Against
-            a net that withstands none, PGD makes noise that a victim learns faster than
-            the patch; against a robust one, as in the paper, it changes what is seen.
+        robust_to: levels of the perturbations that the net is trained to withstand, as the
+            paper's net is; 0 for the usual training. Noise made against a net that
+            withstands nothing may be learnt in place of the patch.
         epsilon: largest perturbation of a pixel, in levels of 0..255; 0 for the patch alone.
         step: length of a step of PGD, in levels.
         steps: number of steps of PGD.
