@@ -62,14 +62,14 @@ SETTINGS: dict[str, tuple[dict[str, Any], float, dict[str, Any], dict[str, Any],
         {},
         "vd",
     ),
-    "white 3x3, trusted and agreed stamps 2 %, suspects twice": (
+    "white 3x3, trusted stamps, agreed stamps 2 %, suspects twice": (
         WHITE_3,
         0.05,
         {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2},
         {},
         "vd",
     ),
-    "… suspects 10 %, once": (
+    "white 3x3, trusted stamps, agreed stamps 2 %, suspects 10 %": (
         WHITE_3,
         0.10,
         {"trusted_stamps": 1, "agreed_stamps": 0.02},
@@ -90,7 +90,8 @@ class Case:
         train = self.parameters["train"]["recipe"] | {"epochs": options.epochs}
         self.recipe = Recipe.model_validate(train)
         self.relabel = p.RelabelParams.model_validate(self.parameters["relabel"])
-        self.attack = p.AttackParams.model_validate(self.parameters["attack"]).root
+        adversary = self.parameters["attack"] | {"poison_ratio": options.poison_ratio}
+        self.attack = p.AttackParams.model_validate(adversary).root
         self.seed, self.classes = options.seed, int(labels.max()) + 1
         order = numpy_generator(self.seed, "ablations/split").permutation(len(images))
         held, used = order[: options.validation], order[options.validation :][: options.images]
@@ -231,7 +232,10 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=5_000)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
-    parser.add_argument("--only", default="", help="settings whose name holds this text")
+    parser.add_argument("--poison-ratio", type=float, default=0.1)
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="settings whose name holds one of these texts"
+    )
     parser.add_argument("--table", action="store_true", help="print the table of --records")
     options = parser.parse_args()
     if options.table:
@@ -241,12 +245,14 @@ def main() -> None:
     done = {(each["setting"], each["seed"]) for each in map(json.loads, lines)}
     read = Parquet(path=options.parquet)()
     about = {"hardware": hardware(), "commit": commit_tags(Path(__file__).parent).get("commit")}
-    about |= {name: getattr(options, name) for name in ("images", "validation", "epochs", "widths")}
+    told = ("images", "validation", "epochs", "widths", "poison_ratio")
+    about |= {name: getattr(options, name) for name in told}
     for seed in options.seeds:
         options.seed = seed
         case = Case(read.images_nchw, read.labels, options)
         for setting in ["undefended", *SETTINGS]:
-            if (setting, seed) in done or options.only not in setting:
+            wanted = any(text in setting for text in options.only)
+            if (setting, seed) in done or not wanted:
                 continue
             twin = setting == "undefended"
             figures = case.undefended() if twin else case.defended(*SETTINGS[setting])
