@@ -5,7 +5,7 @@ again, in whatever process, and another one does not. It holds no executable cod
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -90,9 +90,9 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return []
-        net.load_state_dict(_under("net/", tensors))
+        net.load_state_dict(under("net/", tensors))
         saved = optimizer.state_dict()
-        momenta = _under("momentum/", tensors)
+        momenta = under("momentum/", tensors)
         saved["state"] = {int(key): {"momentum_buffer": each} for key, each in momenta.items()}
         optimizer.load_state_dict(saved)
         for name, generator in _streams(order, draws).items():
@@ -106,7 +106,8 @@ def _streams(order: torch.Generator, draws: torch.Generator) -> dict[str, torch.
     return {"rng/order": order, "rng/augment": draws, "rng/torch": torch.default_generator}
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose name begins with ``prefix``, under the rest of their name."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()

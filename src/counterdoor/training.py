@@ -169,13 +169,7 @@ def _train(
     net.train()
     if fabric.world_size > 1:
         over_all_processes(net)
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in net.parameters() if parameter.requires_grad],
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
-    )
+    optimizer = sgd(net, recipe)
     run: nn.Module = torch.compile(net) if job.engine.compile else net  # type: ignore[assignment]
     module, stepper = fabric.setup(run, optimizer)
     order = torch_generator(job.seed, f"{job.stream}/order")
@@ -207,6 +201,17 @@ def _train(
     if fabric.is_global_zero:
         save_file(state, file, {"records": json.dumps(records)})
     return {}, []
+
+
+def sgd(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """The optimiser of a recipe, over those parameters of a net that are trained."""
+    return torch.optim.SGD(
+        [parameter for parameter in net.parameters() if parameter.requires_grad],
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
+    )
 
 
 def _epoch(
@@ -252,7 +257,7 @@ def _epoch(
         if now - reported > TICK_SECONDS and logger.isEnabledFor(logging.DEBUG):
             reported = now
             loss_now, rate_now = float(total_loss) / seen, seen / (now - started)
-            progress = _progress(job, epoch, seen, loss_now, rate_now)
+            progress = progress_of(job.stream, n, epoch, recipe.epochs, seen, loss_now, rate_now)
             logger.debug("%s: epoch %d", job.stream, epoch + 1, extra={"progress": progress})
     if fabric.world_size > 1:
         total_correct = fabric.all_reduce(total_correct, reduce_op="sum")  # type: ignore[assignment]
@@ -371,11 +376,12 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
-def _progress(job: _Job, epoch: int, seen: int, loss: float, rate: float) -> dict[str, Any]:
-    """What a bar shows; ``epoch`` is 0-based here."""
-    n, epochs = len(job.samples), job.recipe.epochs
+def progress_of(
+    stream: str, n: int, epoch: int, epochs: int, seen: int, loss: float, rate: float
+) -> dict[str, Any]:
+    """What a bar shows after ``seen`` of ``n`` samples of the 0-based ``epoch``."""
     return {
-        "stream": job.stream,
+        "stream": stream,
         "epoch": epoch + 1,
         "epochs": epochs,
         "done": epoch * n + seen,
@@ -400,8 +406,10 @@ def _report(job: _Job, epoch: int, record: dict[str, float]) -> None:
             "step": epoch + 1,
             "steps": job.recipe.epochs,
             "metrics": metrics,
-            "progress": _progress(
-                job, epoch, len(job.samples), metrics["loss"], metrics["images_per_second"]
+            "progress": progress_of(
+                *(job.stream, len(job.samples), epoch, job.recipe.epochs, len(job.samples)),
+                metrics["loss"],
+                metrics["images_per_second"],
             ),
         },
     )

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from counterdoor.attacks import AttackerNet
-from counterdoor.attacks.attacker_net import below, needed, robust_step
+from counterdoor.attacks.attacker_net import needed, robust_step
 from counterdoor.attacks.pgd import pgd
+from counterdoor.checkpoint import under
 from counterdoor.feed import Samples
 from counterdoor.models import Compact, DigitsCNN, NormalisedNet, build_net
 from counterdoor.recipe import Recipe
@@ -59,7 +60,7 @@ def test_tensors_of_another_model_are_refused(digits):
 
 def test_tensors_by_prefix_and_by_name():
     tensors = {name: torch.tensor(i) for i, name in enumerate(["a/x", "a/b/y", "b/x", "a"])}
-    assert below("a/", tensors) == {"x": torch.tensor(0), "b/y": torch.tensor(1)}
+    assert under("a/", tensors) == {"x": torch.tensor(0), "b/y": torch.tensor(1)}
     assert needed(tensors, "a") == 3
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from counterdoor.attacks.epochs import Descent, Epochs, Step
 from counterdoor.attacks.pgd import pgd_step
 from counterdoor.augment import Augment
+from counterdoor.checkpoint import under
 from counterdoor.component import Config
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.feed import Samples
@@ -97,7 +98,7 @@ class AttackerNet(Config):
             architecture=self.model.model_dump(mode="json"),
             image_shape=(channels, height, width),
             num_classes=int(needed(prepared, "num_classes")),
-            state=below("net/", prepared),
+            state=under("net/", prepared),
         ).build()
 
 
@@ -139,15 +140,6 @@ def packed(
     return {f"net/{name}": tensor for name, tensor in state.items()} | {
         "image_shape": torch.tensor(images_nchw.shape[1:]),
         "num_classes": torch.tensor(num_classes),
-    }
-
-
-def below(prefix: str, prepared: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose name begins with ``prefix``, under the rest of their name."""
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in prepared.items()
-        if name.startswith(prefix)
     }
 
 

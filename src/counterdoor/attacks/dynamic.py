@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from counterdoor.attacks.attacker_net import AttackerNet, below, needed
+from counterdoor.attacks.attacker_net import AttackerNet, needed
 from counterdoor.attacks.base import NOTHING, AttackBase
 from counterdoor.attacks.epochs import Descent, Epochs, Step
 from counterdoor.attacks.pixels import by_chunks
@@ -19,6 +19,7 @@ from counterdoor.attacks.trigger_generator import (
     diversity_loss,
     with_trigger,
 )
+from counterdoor.checkpoint import under
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.feed import Samples
 from counterdoor.models import NormalisedNet, build_net
@@ -147,8 +148,8 @@ class Dynamic(AttackBase):
             )
         # In fp64 rounding to levels does not depend on which images share a batch.
         mask, pattern = (generator.double() for generator in self._generators(channels, seed=0))
-        mask.load_state_dict(below("mask/", prepared))
-        pattern.load_state_dict(below("pattern/", prepared))
+        mask.load_state_dict(under("mask/", prepared))
+        pattern.load_state_dict(under("pattern/", prepared))
 
         def change(images: np.ndarray, donors: np.ndarray) -> np.ndarray:
             x, other = (torch.from_numpy(each / 255.0) for each in (images, donors))

@@ -12,6 +12,7 @@ from counterdoor.engine import Engine
 from counterdoor.feed import Feed, Samples, shuffled_batches
 from counterdoor.recipe import Recipe
 from counterdoor.seeding import torch_generator
+from counterdoor.training import progress_of, sgd
 
 logger = logging.getLogger("counterdoor.training")  # whose records become curves and bars
 
@@ -29,13 +30,7 @@ class Descent:
 
     def __init__(self, net: nn.Module, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._sgd = torch.optim.SGD(
-            [parameter for parameter in net.train().parameters() if parameter.requires_grad],
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-        )
+        self._sgd = sgd(net.train(), recipe)
 
     def __call__(self, loss: Tensor, epoch: float) -> None:
         """One step down the loss, at the rate of the fractional ``epoch``."""
@@ -97,15 +92,7 @@ def _report(
     stream: str, epoch: int, epochs: int, n: int, metrics: dict[str, float], seconds: float
 ) -> None:
     text = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    progress = {
-        "stream": stream,
-        "epoch": epoch + 1,
-        "epochs": epochs,
-        "done": (epoch + 1) * n,
-        "total": epochs * n,
-        "loss": metrics["loss"],
-        "rate": n / seconds,
-    }
+    progress = progress_of(stream, n, epoch, epochs, n, metrics["loss"], n / seconds)
     extra = {"stream": stream, "step": epoch + 1, "steps": epochs, "metrics": metrics}
     logger.info(
         "%s epoch %d/%d: %s", stream, epoch + 1, epochs, text, extra=extra | {"progress": progress}
