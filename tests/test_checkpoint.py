@@ -196,3 +196,19 @@ def test_nothing_is_saved_outside_the_block(case, tmp_path):
     train(case)
     assert list(tmp_path.iterdir()) == []
     assert Checkpoint.of("train", lambda: pytest.fail("a digest nobody needs")) is None
+
+
+def test_an_interrupt_while_saving_leaves_the_last_state_alone(case, tmp_path, monkeypatch):
+    def interrupted(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise Cut
+
+    with checkpoints_in(tmp_path):
+        train(case, cut_at=2)
+        (saved,) = tmp_path.iterdir()
+        before = saved.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr("counterdoor.checkpoint.save_file", interrupted)
+            assert train(case)[0] is None
+        assert list(tmp_path.iterdir()) == [saved]
+        assert saved.read_bytes() == before

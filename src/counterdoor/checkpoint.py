@@ -70,8 +70,11 @@ class Checkpoint:
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
         }
-        save_file(whole, partial, {"records": json.dumps(records)})
-        partial.replace(self.path)
+        try:
+            save_file(whole, partial, {"records": json.dumps(records)})
+            partial.replace(self.path)
+        finally:  # an interrupt may come in between
+            partial.unlink(missing_ok=True)
 
     def restore(
         self,

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from counterdoor.batch_norm import over_all_processes
 from counterdoor.checkpoint import Checkpoint
@@ -200,6 +200,9 @@ def _train(
         return state, records
     if fabric.is_global_zero:
         save_file(state, file, {"records": json.dumps(records)})
+    fabric.barrier()
+    if distributed.is_initialized():  # else its threads may outlive the process, which aborts
+        distributed.destroy_process_group()
     return {}, []
 
 
