@@ -117,11 +117,10 @@ class Case:
                 self.images, self.ledger, info, {}, warmup, self.model, self.seed, self.engine
             )
             self.warmed["net"] = made["net"]
+        net = self.warmed["net"]
         settings = self.parameters["detect"] | {"suspect_ratio": suspect_ratio}
         detecting = p.DetectParams.model_validate(settings)
-        found = detect(
-            self.images, self.ledger, self.warmed["net"], detecting, self.seed, self.engine
-        )
+        found = detect(self.images, self.ledger, info, net, net, detecting, self.seed, self.engine)
         return found["ledger"]
 
     def pseudo_labels(self, who: str, scored: pd.DataFrame, stamp: Stamp) -> np.ndarray:

@@ -35,7 +35,7 @@ def bare(parameters: dict[str, Any]) -> None:
     from counterdoor.pipelines.ingest.nodes import ingest
     from counterdoor.pipelines.relabel.nodes import relabel
     from counterdoor.pipelines.train.nodes import train_defended, train_undefended
-    from counterdoor.pipelines.warmup.nodes import check_plan, warm_up
+    from counterdoor.pipelines.warmup.nodes import check_plan, train_plain, warm_up
     from counterdoor.stamp import Stamp
 
     seed = parameters["seed"]
@@ -51,11 +51,12 @@ def bare(parameters: dict[str, Any]) -> None:
     info = read["info"]
     bad = attack(read["images"], read["ledger"], read["test_images"], info, adversary, seed)
     images, ledger = bad["images"], bad["ledger"]
-    check = check_plan(images, ledger, info, detecting, relabeling, training, stamp, model)[
-        "report"
-    ]
+    check = check_plan(
+        images, ledger, info, detecting, relabeling, training, stamp, model, warming
+    )["report"]
     warm = warm_up(images, ledger, info, check, warming, model, seed)
-    scored = detect(images, ledger, warm["net"], detecting, seed)["ledger"]
+    plain = train_plain(images, ledger, info, check, warming, model, seed)
+    scored = detect(images, ledger, info, warm["net"], plain["net"], detecting, seed)["ledger"]
     planned = relabel(images, scored, info, relabeling, model, stamp, seed)
     twin = train_undefended(images, ledger, info, check, training, model, seed)["net"]
     net = train_defended(images, planned["plan"], info, training, model, stamp, seed)["net"]

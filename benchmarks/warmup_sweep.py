@@ -33,7 +33,7 @@ def rates(parameters: dict[str, Any], seed: int) -> dict[str, float]:
     warming = p.WarmupParams.model_validate(parameters["warmup"])
     net = warm_up(images, ledger, info, {}, warming, model, seed)["net"]
     detecting = p.DetectParams.model_validate(parameters["detect"])
-    scored = detect(images, ledger, net, detecting, seed)["ledger"]
+    scored = detect(images, ledger, info, net, net, detecting, seed)["ledger"]
     kept = ~scored["trusted"].to_numpy()
     poisoned = bad["oracle"]["is_poisoned"].to_numpy()
     suspect, score = scored["suspect"].to_numpy(), scored["score"].to_numpy()

@@ -40,13 +40,16 @@ class ModelParams(RootModel[Model]):
 
 
 class WarmupParams(Config):
-    """How the detector's net is warmed up.
+    """How the nets that the detector looks at are trained.
 
     Attributes:
-        recipe: the short training; its loss transform makes it LGA.
+        recipe: the warm-up; its loss transform makes it LGA. ``None`` for a detector that
+            does not look at it: nothing is trained.
+        plain_recipe: the same of the net trained as usual.
     """
 
-    recipe: Recipe
+    recipe: Recipe | None
+    plain_recipe: Recipe | None = None
 
 
 class DetectParams(Config):

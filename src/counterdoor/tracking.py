@@ -138,7 +138,7 @@ class TrackingHooks:
                 self._log_metrics({f"seconds_{stage}": value for stage, value in seconds.items()})
                 self._log_metrics({"seconds": sum(seconds.values())})
             case "artifact" | "history" as kind:
-                if kind == "history":
+                if kind == "history" and len(data):
                     images = (data["images_per_second"] * data["seconds"]).sum()
                     stage = dataset_name.removesuffix("_history")
                     rate = images / data["seconds"].sum()

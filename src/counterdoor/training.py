@@ -38,6 +38,9 @@ TICK_SECONDS = 0.25
 """Within an epoch, progress is told at most so often."""
 
 
+HISTORY_COLUMNS = ("epoch", "loss", "accuracy", "learning_rate", "seconds", "images_per_second")
+
+
 @dataclass(frozen=True)
 class Fit:
     """What a training gives back.
@@ -55,8 +58,8 @@ class Fit:
 
     @classmethod
     def of(cls, state: dict[str, Tensor], records: list[dict[str, float]]) -> "Fit":
-        """From the net's tensors and one record an epoch."""
-        return cls(state, pd.DataFrame(records))
+        """From the net's tensors and one record an epoch; there may be none."""
+        return cls(state, pd.DataFrame(records, columns=HISTORY_COLUMNS))
 
 
 @dataclass(frozen=True)

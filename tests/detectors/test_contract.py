@@ -1,11 +1,14 @@
 """What every detector promises; a new one is tested by joining the union ``Detector``."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from counterdoor.component import members
-from counterdoor.detectors import Detector
+from counterdoor.detectors import Detector, Evidence
 from counterdoor.models import DigitsCNN, build_net
 
 
@@ -16,15 +19,17 @@ def detector(request):
 
 @pytest.fixture(params=[1, 3], ids=["grey", "colour"])
 def case(request, noise):
-    """A net, images and labels, the arrays read-only."""
+    """All that a detector may look at, the arrays read-only."""
     images = noise(23, request.param)
-    labels = np.arange(23) % 4
+    labels, trusted = np.arange(23) % 4, np.arange(23) < 8
     labels.setflags(write=False)
-    return build_net(DigitsCNN(width=2), images, 4, seed=0, stream="x"), images, labels
+    trusted.setflags(write=False)
+    nets = (build_net(DigitsCNN(width=2), images, 4, seed=0, stream=name) for name in "xy")
+    return Evidence(images, labels, trusted, 4, *nets)
 
 
 def test_scores_are_one_number_a_sample(detector, case):
-    scores = detector(*case, seed=1)
+    scores = detector(case, seed=1)
     assert isinstance(scores, np.ndarray)
     assert scores.dtype == np.float64
     assert scores.shape == (23,)
@@ -33,17 +38,27 @@ def test_scores_are_one_number_a_sample(detector, case):
 
 
 def test_scores_repeat_under_a_seed(detector, case):
-    np.testing.assert_array_equal(detector(*case, seed=1), detector(*case, seed=1))
+    np.testing.assert_array_equal(detector(case, seed=1), detector(case, seed=1))
 
 
 @pytest.mark.filterwarnings("error")
 def test_inputs_are_left_as_they_are(detector, case):
-    net, images, labels = case
-    state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    images_before, labels_before = images.copy(), labels.copy()
+    before = copy.deepcopy(case)
     random_before = torch.get_rng_state()
-    detector(net, images, labels, seed=1)
-    np.testing.assert_array_equal(images, images_before)
-    np.testing.assert_array_equal(labels, labels_before)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+    detector(case, seed=1)
+    for name in ("images_nchw", "labels", "trusted"):
+        np.testing.assert_array_equal(getattr(case, name), getattr(before, name))
+    for name in ("warmup_net", "plain_net"):
+        net, state = getattr(case, name), getattr(before, name).state_dict()
+        assert all(torch.equal(tensor, state[key]) for key, tensor in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_before)
+
+
+def test_it_looks_at_no_net_that_it_does_not_name(detector, case):
+    given = {need: getattr(case, f"{need}_net") for need in detector.needs}
+    bare = dataclasses.replace(case, warmup_net=None, plain_net=None)
+    enough = dataclasses.replace(bare, **{f"{need}_net": net for need, net in given.items()})
+    np.testing.assert_array_equal(detector(enough, seed=1), detector(case, seed=1))
+    if detector.needs:
+        with pytest.raises(ValueError, match=r"needs the .* net, but the evidence has none"):
+            detector(bare, seed=1)

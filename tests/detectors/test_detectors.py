@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from counterdoor.detectors import LGA, Random, select_suspects
+from counterdoor.detectors import LGA, Evidence, Random, select_suspects
 from counterdoor.detectors.base import suspect_count
 from counterdoor.models import DigitsCNN, build_net
 
@@ -18,9 +18,13 @@ def net(noise):
     return build_net(DigitsCNN(width=2), noise(20), 4, seed=0, stream="x")
 
 
+def evidence(images, labels, net=None):
+    return Evidence(images, labels, np.zeros(len(labels), dtype=bool), 5, warmup_net=net)
+
+
 def test_lga_is_minus_the_cross_entropy(net, noise):
     images, labels = noise(20), np.arange(20) % 4
-    scores = LGA()(net, images, labels, seed=0)
+    scores = LGA()(evidence(images, labels, net), seed=0)
     net.eval()
     for i in range(20):
         with torch.no_grad():
@@ -35,20 +39,21 @@ def test_lga_ranks_what_the_net_knows_above_what_it_does_not(net, noise):
     net.eval()
     with torch.no_grad():
         known = net(torch.tensor(images) / 255.0).argmax(1).numpy()
-    right = LGA()(net, images, known, seed=0)
-    wrong = LGA()(net, images, (known + 1) % 4, seed=0)
+    right = LGA()(evidence(images, known, net), seed=0)
+    wrong = LGA()(evidence(images, (known + 1) % 4, net), seed=0)
     assert (right > wrong).all()
 
 
 def test_lga_does_not_depend_on_the_seed(net, noise):
     labels = np.arange(20) % 4
-    first, other = (LGA()(net, noise(20), labels, seed=seed) for seed in (1, 2))
+    first, other = (LGA()(evidence(noise(20), labels, net), seed=seed) for seed in (1, 2))
     np.testing.assert_array_equal(first, other)
 
 
-def test_random_depends_on_the_seed_alone(net, noise):
+def test_random_depends_on_the_seed_alone(noise):
     def score(seed, images_seed, shift):
-        return Random()(net, noise(50, seed=images_seed), np.arange(50) % 4 + shift, seed=seed)
+        given = evidence(noise(50, seed=images_seed), np.arange(50) % 4 + shift)
+        return Random()(given, seed=seed)
 
     first = score(1, 0, 0)
     np.testing.assert_array_equal(first, score(1, 5, 1))

@@ -289,7 +289,12 @@ def test_no_node_reads_all_parameters(nodes):
 
 def test_nothing_is_trained_before_the_plan_is_checked(nodes, producers):
     trainers = [node for node in nodes if any(name.endswith("_net") for name in node.outputs)]
-    assert {node.name for node in trainers} == {"warm_up", "train_undefended", "train_defended"}
+    assert {node.name for node in trainers} == {
+        "warm_up",
+        "train_plain",
+        "train_undefended",
+        "train_defended",
+    }
 
     def ancestors(node, seen):
         for name in reads(node):

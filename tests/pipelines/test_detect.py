@@ -1,5 +1,7 @@
 """The detection's node: scores for all, suspects among the untrusted."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,10 @@ def case(noise):
 
 def run(case, name="lga", ratio=0.2, seed=0):
     params = DetectParams(detector={"name": name}, suspect_ratio=ratio)
-    return detect(*case, params, seed)["ledger"]
+    images, ledger, net = case
+    info = {"class_names": ["a", "b", "c", "d"]}
+    untrained = dataclasses.replace(net, state={})
+    return detect(images, ledger, info, net, untrained, params, seed)["ledger"]
 
 
 def test_scores_are_the_detectors_and_the_highest_untrusted_are_suspects(case):

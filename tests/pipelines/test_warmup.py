@@ -7,7 +7,8 @@ import torch
 from counterdoor.ledger import new_ledger
 from counterdoor.models import build_net
 from counterdoor.params import DetectParams, ModelParams, RelabelParams, TrainParams, WarmupParams
-from counterdoor.pipelines.warmup.nodes import check_plan, warm_up
+from counterdoor.pipelines.warmup.nodes import check_plan, train_plain, warm_up
+from counterdoor.recipe import Flooding, Recipe
 from counterdoor.relabeling import ledger_samples
 from counterdoor.stamp import Stamp
 from counterdoor.training import fit
@@ -15,6 +16,7 @@ from counterdoor.training import fit
 INFO = {"class_names": ["a", "b", "c"]}
 MODEL = ModelParams({"name": "digits_cnn", "width": 2, "hidden": 4})
 VD = {"labeler": {"name": "vd", "recipe": {"epochs": 1}}, "trusted_stamps": 1}
+ONE_EPOCH = {"epochs": 1}
 DROP = {"labeler": {"name": "drop"}, "trusted_stamps": 0}
 
 
@@ -35,6 +37,7 @@ def check(
     stamp=None,
     detector="lga",
     model=MODEL,
+    recipe=ONE_EPOCH,
 ):
     return check_plan(
         images,
@@ -45,6 +48,7 @@ def check(
         TrainParams(recipe={"epochs": 1, "augment": augment or {}}),
         stamp or Stamp(colour="white"),
         model,
+        WarmupParams(recipe=recipe),
     )["report"]
 
 
@@ -82,6 +86,12 @@ def test_a_labeler_without_trusted_samples_is_refused(noise):
     lacking.loc[lacking["label"] == 1, "trusted"] = False
     with pytest.raises(ValueError, match=r"4 are trusted and classes \[1\] have none"):
         check(noise(60), lacking)
+
+
+def test_a_detector_without_the_net_it_looks_at_is_refused(noise):
+    with pytest.raises(ValueError, match=r"'lga' looks at a net .* set warmup\.recipe, now null"):
+        check(noise(60), ledger_of(), recipe=None)
+    assert check(noise(60), ledger_of(), recipe=None, detector="random")["n_suspects"] == 5
 
 
 def test_a_labeler_that_needs_none_goes_without_trusted_samples(noise):
@@ -133,12 +143,17 @@ def test_a_ledger_of_other_images_is_refused(noise):
         check(noise(59), ledger_of())
 
 
-def test_warm_up_is_fit_on_all_samples_as_they_came(noise):
+@pytest.mark.parametrize(
+    ("node", "key", "stream"),
+    [(warm_up, "recipe", "warmup"), (train_plain, "plain_recipe", "plain")],
+)
+def test_training_before_detection_is_fit_on_all_samples_as_they_came(noise, node, key, stream):
     images, ledger = noise(60), ledger_of()
-    params = WarmupParams(recipe={"epochs": 2, "loss": {"name": "flooding", "gamma": 0.2}})
-    result = warm_up(images, ledger, INFO, {}, params, MODEL, 7)
-    net = build_net(MODEL.root, images, 3, seed=7, stream="warmup/init")
-    expected = fit(net, ledger_samples(images, ledger), params.recipe, seed=7, stream="warmup")
+    recipe = Recipe(epochs=2, loss=Flooding(gamma=0.2))
+    params = WarmupParams(**{"recipe": None, key: recipe})
+    result = node(images, ledger, INFO, {}, params, MODEL, 7)
+    net = build_net(MODEL.root, images, 3, seed=7, stream=f"{stream}/init")
+    expected = fit(net, ledger_samples(images, ledger), recipe, seed=7, stream=stream)
     trained = result["net"]
     assert trained.stamp is None
     assert trained.num_classes == 3
@@ -147,3 +162,12 @@ def test_warm_up_is_fit_on_all_samples_as_they_came(noise):
     assert all(torch.equal(trained.state[name], each) for name, each in expected.state.items())
     assert result["history"]["loss"].tolist() == expected.history["loss"].tolist()
     assert len(result["history"]) == 2
+
+
+@pytest.mark.parametrize("node", [warm_up, train_plain])
+def test_nothing_is_trained_without_a_recipe(noise, node):
+    images = noise(60)
+    result = node(images, ledger_of(), INFO, {}, WarmupParams(recipe=None), MODEL, 7)
+    assert len(result["history"]) == 0
+    assert {"epoch", "loss", "images_per_second"} <= set(result["history"])
+    assert result["net"].build()(torch.zeros(1, 1, 12, 12)).shape == (1, 3)

@@ -2,33 +2,70 @@
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 from torch import nn
 
 from counterdoor.component import Component
 from counterdoor.engine import DEFAULT, Engine
 
+Need = Literal["warmup", "plain"]
+"""What is to be trained before detection: the warm-up's net, or one trained as usual."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a detector may look at.
+
+    Attributes:
+        images_nchw: uint8, shape (N, C, H, W), in [0, 255].
+        labels: int64, shape (N,), the labels that the defender was given.
+        trusted: bool, shape (N,), the samples that the defender has verified.
+        num_classes: number of classes K.
+        warmup_net: the warmed-up net, from float images in [0, 1] to logits, for a
+            detector that needs ``"warmup"``.
+        plain_net: a net trained as usual, for a detector that needs ``"plain"``.
+    """
+
+    images_nchw: np.ndarray
+    labels: np.ndarray
+    trusted: np.ndarray
+    num_classes: int
+    warmup_net: nn.Module | None = None
+    plain_net: nn.Module | None = None
+
+
+def present(net: nn.Module | None, need: Need) -> nn.Module:
+    """The net, which a detector with this need has been given.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    if net is None:
+        raise ValueError(f"this detector needs the {need!r} net, but the evidence has none")
+    return net
+
 
 class DetectorBase(Component):
     """Scores samples by how suspicious they are."""
 
+    @property
     @abstractmethod
-    def __call__(
-        self,
-        net: nn.Module,
-        images_nchw: np.ndarray,
-        labels: np.ndarray,
-        *,
-        seed: int,
-        engine: Engine = DEFAULT,
-    ) -> np.ndarray:
+    def needs(self) -> frozenset[Need]:
+        """What is trained for this detector; nothing else is."""
+
+    def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
+        """Raise ``ValueError`` before any training if it cannot work on this ledger."""
+
+    @abstractmethod
+    def __call__(self, evidence: Evidence, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
         """Score every sample; higher = more suspicious.
 
         Args:
-            net: the warmed-up net, from float images in [0, 1] to logits.
-            images_nchw: uint8, shape (N, C, H, W), in [0, 255].
-            labels: int64, shape (N,), the labels that the defender was given.
+            evidence: the samples, and what has been trained on them; not changed.
             seed: the run's seed.
             engine: what to run on.
 

@@ -3,9 +3,8 @@
 from typing import Literal
 
 import numpy as np
-from torch import nn
 
-from counterdoor.detectors.base import DetectorBase
+from counterdoor.detectors.base import DetectorBase, Evidence, Need, present
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.training import sample_losses
 
@@ -19,14 +18,12 @@ class LGA(DetectorBase):
 
     name: Literal["lga"] = "lga"
 
-    def __call__(
-        self,
-        net: nn.Module,
-        images_nchw: np.ndarray,
-        labels: np.ndarray,
-        *,
-        seed: int,
-        engine: Engine = DEFAULT,
-    ) -> np.ndarray:
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The warm-up."""
+        return frozenset({"warmup"})
+
+    def __call__(self, evidence: Evidence, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
         """Minus the per-sample cross-entropy in eval mode; see :class:`DetectorBase`."""
-        return -sample_losses(net, images_nchw, labels, engine=engine)
+        net = present(evidence.warmup_net, "warmup")
+        return -sample_losses(net, evidence.images_nchw, evidence.labels, engine=engine)

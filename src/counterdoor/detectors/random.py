@@ -3,9 +3,8 @@
 from typing import Literal
 
 import numpy as np
-from torch import nn
 
-from counterdoor.detectors.base import DetectorBase
+from counterdoor.detectors.base import DetectorBase, Evidence, Need
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.seeding import numpy_generator
 
@@ -15,14 +14,11 @@ class Random(DetectorBase):
 
     name: Literal["random"] = "random"
 
-    def __call__(
-        self,
-        net: nn.Module,
-        images_nchw: np.ndarray,
-        labels: np.ndarray,
-        *,
-        seed: int,
-        engine: Engine = DEFAULT,
-    ) -> np.ndarray:
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Nothing."""
+        return frozenset()
+
+    def __call__(self, evidence: Evidence, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
         """Uniform random numbers in [0, 1); see :class:`DetectorBase`."""
-        return numpy_generator(seed, "detect/random").random(len(labels))
+        return numpy_generator(seed, "detect/random").random(len(evidence.labels))

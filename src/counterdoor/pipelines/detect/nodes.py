@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from counterdoor.detectors import select_suspects
+from counterdoor.detectors import Evidence, select_suspects
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.ledger import check_ledger
 from counterdoor.models import TrainedNet
@@ -15,7 +15,9 @@ from counterdoor.params import DetectParams
 def detect(
     images: np.ndarray,
     ledger: pd.DataFrame,
-    net: TrainedNet,
+    info: dict[str, Any],
+    warmup_net: TrainedNet,
+    plain_net: TrainedNet,
     params: DetectParams,
     seed: int,
     engine: Engine = DEFAULT,
@@ -25,7 +27,9 @@ def detect(
     Args:
         images: training images, uint8 (N, C, H, W).
         ledger: the defender's ledger.
-        net: the warmed-up net.
+        info: the data set's ``class_names``.
+        warmup_net: the warmed-up net; looked at if the detector needs it.
+        plain_net: the net trained as usual; looked at if the detector needs it.
         params: detector and suspect ratio.
         seed: the run's seed.
         engine: what to run on.
@@ -39,7 +43,15 @@ def detect(
     Source: NAB, section 4.1.
     """
     check_ledger(ledger, images, "trusted")
-    labels = ledger["label"].to_numpy()
-    scores = params.detector(net.build(), images, labels, seed=seed, engine=engine)
-    suspect = select_suspects(scores, ~ledger["trusted"].to_numpy(), params.suspect_ratio)
+    needs, trusted = params.detector.needs, ledger["trusted"].to_numpy()
+    evidence = Evidence(
+        images,
+        ledger["label"].to_numpy(),
+        trusted,
+        len(info["class_names"]),
+        warmup_net=warmup_net.build() if "warmup" in needs else None,
+        plain_net=plain_net.build() if "plain" in needs else None,
+    )
+    scores = params.detector(evidence, seed=seed, engine=engine)
+    suspect = select_suspects(scores, ~trusted, params.suspect_ratio)
     return {"ledger": ledger.assign(score=scores, suspect=suspect)}

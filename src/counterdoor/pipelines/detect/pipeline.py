@@ -7,7 +7,7 @@ from counterdoor.pipelines.timing import timed
 
 
 def create_pipeline(**_: object) -> Pipeline:
-    """Warmed-up net → a score for every sample, and the suspects."""
+    """Briefly trained nets → a score for every sample, and the suspects."""
     return Pipeline(
         [
             Node(
@@ -15,7 +15,9 @@ def create_pipeline(**_: object) -> Pipeline:
                 inputs=[
                     "images",
                     "ledger",
+                    "dataset_info",
                     "warmup_net",
+                    "plain_net",
                     "params:detect",
                     "params:seed",
                     "params:engine",

@@ -12,6 +12,7 @@ TIMINGS = {
         "prepare_attack",
         "attack",
         "warmup",
+        "plain",
         "detect",
         "relabel",
         "undefended",

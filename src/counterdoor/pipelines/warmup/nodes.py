@@ -10,9 +10,10 @@ from counterdoor.engine import DEFAULT, Engine
 from counterdoor.ledger import check_ledger
 from counterdoor.models import TrainedNet, build_net
 from counterdoor.params import DetectParams, ModelParams, RelabelParams, TrainParams, WarmupParams
+from counterdoor.recipe import Recipe
 from counterdoor.relabeling import ledger_samples
 from counterdoor.stamp import Stamp
-from counterdoor.training import fit
+from counterdoor.training import Fit, fit
 
 
 def check_plan(
@@ -24,6 +25,7 @@ def check_plan(
     train: TrainParams,
     stamp: Stamp,
     model: ModelParams,
+    warmup: WarmupParams,
 ) -> dict[str, Any]:
     """Refuse, before any training, what a later stage would refuse.
 
@@ -36,15 +38,16 @@ def check_plan(
         train: the full training.
         stamp: what they are stamped with.
         model: the net of every training.
+        warmup: the trainings before detection.
 
     Returns:
         ``report``: the number of samples, trusted samples and suspects to come,
         and the stamp's contrast with what it covers.
 
     Raises:
-        ValueError: if nobody would be suspected, the labeler lacks trusted
-            samples, the stamp lies outside the images or looks like padding, or the
-            net does not give logits for such images.
+        ValueError: if nobody would be suspected, the detector lacks a training, detector
+            or labeler lack trusted samples, the stamp lies outside the images or looks
+            like padding, or the net does not give logits for such images.
     """
     from counterdoor.models import channel_statistics, check_net
     from counterdoor.stamp import stamp_contrast
@@ -52,6 +55,15 @@ def check_plan(
     check_ledger(ledger, images, "trusted")
     trusted = int(ledger["trusted"].sum())
     suspects = suspect_count(len(ledger) - trusted, detect.suspect_ratio)
+    recipes = {"warmup": warmup.recipe, "plain": warmup.plain_recipe}
+    for need in sorted(detect.detector.needs):
+        if recipes[need] is None:
+            key = {"warmup": "recipe", "plain": "plain_recipe"}[need]
+            raise ValueError(
+                f"detector {detect.detector.name!r} looks at a net that is not trained: "
+                f"set warmup.{key}, now null"
+            )
+    detect.detector.check(ledger, len(info["class_names"]))
     relabel.labeler.check(ledger, len(info["class_names"]))
     stamp.check_fits(*images.shape[-2:])
     mean, _ = channel_statistics(images)
@@ -77,27 +89,58 @@ def warm_up(
     seed: int,
     engine: Engine = DEFAULT,
 ) -> dict[str, Any]:
-    """Train the net that the detector looks at.
+    """Warm a net up for the detector, if it looks at one.
 
     Args:
         images: training images, uint8 (N, C, H, W).
         ledger: the defender's ledger.
         info: the data set's ``class_names``.
         check: the report of :func:`check_plan`; only its having passed counts.
-        params: the warm-up's recipe.
+        params: the recipes; without one nothing is trained.
         model: the net.
         seed: the run's seed.
         engine: what to run on.
 
     Returns:
-        ``net`` (:class:`TrainedNet`) and ``history``.
+        ``net`` (:class:`TrainedNet`) and ``history``; where nothing is trained the
+        net as it begins, and no row.
 
     Source: NAB, section 4.1; ABL, section 4.2.
     """
+    return _train(images, ledger, info, params.recipe, model, seed, engine, "warmup")
+
+
+def train_plain(
+    images: np.ndarray,
+    ledger: pd.DataFrame,
+    info: dict[str, Any],
+    check: dict[str, Any],
+    params: WarmupParams,
+    model: ModelParams,
+    seed: int,
+    engine: Engine = DEFAULT,
+) -> dict[str, Any]:
+    """Train a net as usual for the detector, if it looks at one; else as :func:`warm_up`."""
+    return _train(images, ledger, info, params.plain_recipe, model, seed, engine, "plain")
+
+
+def _train(
+    images: np.ndarray,
+    ledger: pd.DataFrame,
+    info: dict[str, Any],
+    recipe: Recipe | None,
+    model: ModelParams,
+    seed: int,
+    engine: Engine,
+    stream: str,
+) -> dict[str, Any]:
     classes = len(info["class_names"])
-    net = build_net(model.root, images, classes, seed=seed, stream="warmup/init")
-    samples = ledger_samples(images, ledger)
-    fitted = fit(net, samples, params.recipe, seed=seed, stream="warmup", engine=engine)
+    net = build_net(model.root, images, classes, seed=seed, stream=f"{stream}/init")
+    if recipe is None:
+        fitted = Fit.of(net.state_dict(), [])
+    else:
+        samples = ledger_samples(images, ledger)
+        fitted = fit(net, samples, recipe, seed=seed, stream=stream, engine=engine)
     return {
         "net": TrainedNet.of(model.root, images, classes, fitted.state),
         "history": fitted.history,

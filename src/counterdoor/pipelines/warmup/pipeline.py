@@ -3,11 +3,11 @@
 from kedro.pipeline import Node, Pipeline
 
 from counterdoor.pipelines.timing import timed
-from counterdoor.pipelines.warmup.nodes import check_plan, warm_up
+from counterdoor.pipelines.warmup.nodes import check_plan, train_plain, warm_up
 
 
 def create_pipeline(**_: object) -> Pipeline:
-    """Untrusted images → a briefly trained net."""
+    """Untrusted images → the briefly trained nets that a detector looks at."""
     return Pipeline(
         [
             Node(
@@ -21,6 +21,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:train",
                     "params:stamp",
                     "params:model",
+                    "params:warmup",
                 ],
                 outputs={"report": "plan_check"},
                 name="check_plan",
@@ -43,6 +44,25 @@ def create_pipeline(**_: object) -> Pipeline:
                     "timing": "warmup_timing",
                 },
                 name="warm_up",
+            ),
+            Node(
+                timed(train_plain),
+                inputs=[
+                    "images",
+                    "ledger",
+                    "dataset_info",
+                    "plan_check",
+                    "params:warmup",
+                    "params:model",
+                    "params:seed",
+                    "params:engine",
+                ],
+                outputs={
+                    "net": "plain_net",
+                    "history": "plain_history",
+                    "timing": "plain_timing",
+                },
+                name="train_plain",
             ),
         ],
         tags="warmup",
