@@ -1,11 +1,14 @@
 """Engines: what `auto` means, what is refused."""
 
+import platform
+import resource
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from counterdoor import engine as module
-from counterdoor.engine import Engine, multiplies_bf16
+from counterdoor.engine import Engine, freed_memory_kept, multiplies_bf16
 
 
 def test_auto_is_a_gpu_if_there_is_one():
@@ -82,3 +85,26 @@ def test_what_is_not_here_is_refused_in_words(settings):
 def test_refused_settings(settings):
     with pytest.raises(ValidationError, match=next(iter(settings))):
         Engine(**settings)
+
+
+def page_faults():
+    """Pages that the system hands over while five blocks of 80 MB come and go."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(20_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is told to")
+def test_freed_memory_is_kept_inside_the_block_alone():
+    usual = page_faults()
+    with freed_memory_kept():
+        torch.ones(20_000_000)
+        assert page_faults() < usual / 100
+    assert page_faults() > usual / 2
+
+
+def test_memory_is_left_alone_where_nothing_can_be_said_of_it(monkeypatch):
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda name: object())
+    with freed_memory_kept():
+        assert torch.ones(3).sum() == 3

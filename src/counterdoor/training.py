@@ -22,7 +22,7 @@ from torch import Tensor, distributed, nn
 
 from counterdoor.batch_norm import over_all_processes
 from counterdoor.checkpoint import Checkpoint
-from counterdoor.engine import DEFAULT, Engine
+from counterdoor.engine import DEFAULT, Engine, freed_memory_kept
 from counterdoor.feed import Feed, Samples, shuffled_batches
 from counterdoor.models import NormalisedNet
 from counterdoor.recipe import Recipe
@@ -178,7 +178,10 @@ def _train(
     order = torch_generator(job.seed, f"{job.stream}/order")
     draws = torch_generator(job.seed, f"{job.stream}/augment")
     records: list[dict[str, float]] = []
-    with seeded_torch(job.seed, f"{job.stream}/net", fabric.device):  # dropout draws from it
+    with (
+        seeded_torch(job.seed, f"{job.stream}/net", fabric.device),  # dropout draws from it
+        freed_memory_kept(),
+    ):
         if checkpoint is not None:
             records = checkpoint.restore(net, optimizer, order, draws)
         feed = Feed(samples, job.engine, fabric.device)
