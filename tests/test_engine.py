@@ -2,6 +2,7 @@
 
 import platform
 import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,21 +88,19 @@ def test_refused_settings(settings):
         Engine(**settings)
 
 
-def page_faults():
-    """Pages that the system hands over while five blocks of 80 MB come and go."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.ones(20_000_000)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def resident_mb():
+    """Memory of this process that is really there, in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1e6
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is told to")
-def test_freed_memory_is_kept_inside_the_block_alone():
-    usual = page_faults()
+def test_freed_memory_is_kept_inside_the_block_and_given_back_after_it():
+    before = resident_mb()
     with freed_memory_kept():
-        torch.ones(20_000_000)
-        assert page_faults() < usual / 100
-    assert page_faults() > usual / 2
+        torch.ones(100_000_000)
+        assert resident_mb() > before + 350
+    assert resident_mb() < before + 50
 
 
 def test_memory_is_left_alone_where_nothing_can_be_said_of_it(monkeypatch):
