@@ -12,7 +12,7 @@ from counterdoor.checkpoint import Checkpoint, checkpoints_in
 from counterdoor.engine import Engine
 from counterdoor.feed import Samples
 from counterdoor.models import DigitsCNN, NormalisedNet, build_net
-from counterdoor.recipe import Recipe
+from counterdoor.recipe import MuonRule, Recipe
 from counterdoor.stamp import Stamp
 from counterdoor.training import fit
 
@@ -75,16 +75,18 @@ def same(one, other):
     return all(torch.equal(one.state[name], other.state[name]) for name in one.state)
 
 
+@pytest.mark.parametrize("muon", [None, MuonRule(learning_rate=0.05)], ids=["sgd", "muon"])
 @pytest.mark.parametrize("cut_at", [1, 3, 5])
-def test_cut_off_and_resumed_is_as_if_never_cut(case, cut_at, tmp_path):
-    whole, _ = train(case)
+def test_cut_off_and_resumed_is_as_if_never_cut(case, cut_at, muon, tmp_path):
+    recipe = RECIPE.model_copy(update={"muon": muon})
+    whole, _ = train(case, recipe)
     torch.rand(7)  # another process would have drawn other numbers elsewhere
     with checkpoints_in(tmp_path):
-        cut, seen = train(case, cut_at=cut_at)
+        cut, seen = train(case, recipe, cut_at=cut_at)
         assert cut is None
         assert seen == list(range(1, cut_at + 1))
         torch.manual_seed(123)
-        resumed, seen = train(case)
+        resumed, seen = train(case, recipe)
     assert seen == list(range(cut_at + 1, 6))
     assert same(whole, resumed)
     columns = ["epoch", "loss", "accuracy", "learning_rate"]

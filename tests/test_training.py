@@ -15,7 +15,8 @@ from counterdoor.checkpoint import checkpoints_in
 from counterdoor.engine import Engine
 from counterdoor.feed import Samples
 from counterdoor.models import DigitsCNN, NormalisedNet, ResNet18, build_net
-from counterdoor.recipe import CrossEntropy, Flooding, Recipe, Steps, Triangle
+from counterdoor.muon import orthogonalised
+from counterdoor.recipe import CrossEntropy, Flooding, MuonRule, Recipe, Steps, Triangle
 from counterdoor.seeding import torch_generator
 from counterdoor.stamp import Stamp
 from counterdoor.training import (
@@ -198,6 +199,14 @@ def slow_fit(net, samples, recipe, seed, stream, stamp):
                 for parameter, gradient, momentum in zip(
                     net.parameters(), gradients, momenta, strict=True
                 ):
+                    if recipe.muon is not None and parameter.dim() == 4:
+                        beta = recipe.muon.momentum
+                        momentum.mul_(beta).add_(gradient)
+                        rows = (gradient + beta * momentum).reshape(len(parameter), -1)
+                        step = orthogonalised(rows).reshape(parameter.shape)
+                        parameter *= len(parameter) ** 0.5 / parameter.norm()
+                        parameter -= recipe.muon.learning_rate * factor * step
+                        continue
                     step = gradient + recipe.weight_decay * parameter
                     momentum.mul_(recipe.momentum).add_(step)
                     if recipe.nesterov:
@@ -220,6 +229,7 @@ def slow_fit(net, samples, recipe, seed, stream, stamp):
         {"augment": Augment(crop_padding=2)},
         {"augment": Augment(crop_padding=2, flip=True)},
         {"batch_size": 40},
+        {"muon": MuonRule(learning_rate=0.05)},
     ],
     ids=str,
 )

@@ -104,6 +104,20 @@ Schedule = Annotated[Cosine | Steps | Triangle, Field(discriminator="name")]
 """How the learning rate changes: cosine and steps by the epoch, the triangle by the step."""
 
 
+class MuonRule(Config):
+    """Muon on the convolutions (:class:`counterdoor.muon.Muon`); all else stays with SGD.
+
+    For nets whose convolutions are followed by a norm. The schedule's factor goes to both.
+
+    Attributes:
+        learning_rate: rate before the schedule's factor.
+        momentum: in Nesterov's form.
+    """
+
+    learning_rate: float = Field(gt=0)
+    momentum: float = Field(default=0.6, ge=0, lt=1)
+
+
 class Recipe(Config):
     """How a net is trained: stochastic gradient descent with momentum.
 
@@ -119,6 +133,7 @@ class Recipe(Config):
         augment: augmentation of every batch, before the stamp.
         loss: transform of the batch-mean cross-entropy.
         label_smoothing: of the cross-entropy, in [0, 1).
+        muon: another rule for the convolutions; ``None`` for SGD on all.
     """
 
     epochs: int = Field(ge=1)
@@ -131,3 +146,4 @@ class Recipe(Config):
     augment: Augment = Augment()
     loss: LossTransform = CrossEntropy()
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    muon: MuonRule | None = None

@@ -25,6 +25,7 @@ from counterdoor.checkpoint import Checkpoint
 from counterdoor.engine import DEFAULT, Engine, freed_memory_kept
 from counterdoor.feed import Feed, Samples, shuffled_batches
 from counterdoor.models import NormalisedNet
+from counterdoor.muon import Muon
 from counterdoor.recipe import Recipe
 from counterdoor.seeding import seeded_torch, torch_generator
 from counterdoor.stamp import Stamp, apply_stamp
@@ -172,7 +173,8 @@ def _train(
     net.train()
     if fabric.world_size > 1:
         over_all_processes(net)
-    optimizer = sgd(net, recipe)
+    in_bf16 = job.engine.resolved_precision() == "bf16-mixed"
+    optimizer = optimizer_of(net, recipe, torch.bfloat16 if in_bf16 else torch.float32)
     run: nn.Module = torch.compile(net) if job.engine.compile else net  # type: ignore[assignment]
     module, stepper = fabric.setup(run, optimizer)
     order = torch_generator(job.seed, f"{job.stream}/order")
@@ -212,15 +214,36 @@ def _train(
     return {}, []
 
 
-def sgd(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """The optimiser of a recipe, over those parameters of a net that are trained."""
-    return torch.optim.SGD(
-        [parameter for parameter in net.parameters() if parameter.requires_grad],
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
+def optimizer_of(
+    net: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
+    """The optimiser of a recipe, over those parameters of a net that are trained.
+
+    ``dtype`` is that of Muon's matrix products.
+    """
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    options: dict[str, Any] = {
+        "lr": recipe.learning_rate,
+        "momentum": recipe.momentum,
+        "weight_decay": recipe.weight_decay,
+        "nesterov": recipe.nesterov,
+    }
+    if recipe.muon is None:
+        return torch.optim.SGD(trained, **options)
+    return Muon(
+        [parameter for parameter in trained if parameter.dim() == 4],
+        [parameter for parameter in trained if parameter.dim() != 4],
+        learning_rate=recipe.muon.learning_rate,
+        momentum=recipe.muon.momentum,
+        sgd_options=options,
+        dtype=dtype,
     )
+
+
+def set_rates(optimizer: Any, factor: float) -> None:
+    """Set every group's learning rate to ``factor`` times the one that it began with."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
 
 def _epoch(
@@ -243,9 +266,7 @@ def _epoch(
     first_rate = recipe.learning_rate * recipe.schedule(epoch, recipe.epochs)
     least = max(2 if n > 1 else 1, fabric.world_size)
     for images, labels, flags in feed(shuffled_batches(n, recipe.batch_size, order, least)):
-        rate = recipe.learning_rate * recipe.schedule(epoch + seen / n, recipe.epochs)
-        for group in stepper.param_groups:
-            group["lr"] = rate
+        set_rates(stepper, recipe.schedule(epoch + seen / n, recipe.epochs))
         batch = recipe.augment(images, draws)
         whole = len(batch)
         batch, labels = batch[mine], labels[mine]

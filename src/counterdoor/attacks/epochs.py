@@ -12,7 +12,7 @@ from counterdoor.engine import Engine
 from counterdoor.feed import Feed, Samples, shuffled_batches
 from counterdoor.recipe import Recipe
 from counterdoor.seeding import torch_generator
-from counterdoor.training import progress_of, sgd
+from counterdoor.training import optimizer_of, progress_of, set_rates
 
 logger = logging.getLogger("counterdoor.training")  # whose records become curves and bars
 
@@ -30,16 +30,15 @@ class Descent:
 
     def __init__(self, net: nn.Module, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._sgd = sgd(net.train(), recipe)
+        self._optimizer = optimizer_of(net.train(), recipe)
 
     def __call__(self, loss: Tensor, epoch: float) -> None:
         """One step down the loss, at the rate of the fractional ``epoch``."""
         recipe = self._recipe
-        for group in self._sgd.param_groups:
-            group["lr"] = recipe.learning_rate * recipe.schedule(epoch, recipe.epochs)
-        self._sgd.zero_grad()
+        set_rates(self._optimizer, recipe.schedule(epoch, recipe.epochs))
+        self._optimizer.zero_grad()
         torch.autograd.backward(loss)
-        self._sgd.step()
+        self._optimizer.step()
 
 
 class Epochs:
