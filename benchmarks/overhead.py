@@ -58,10 +58,16 @@ def bare(parameters: dict[str, Any]) -> None:
     plain = train_plain(images, ledger, info, check, warming, model, seed)
     scored = detect(images, ledger, info, warm["net"], plain["net"], detecting, seed)["ledger"]
     planned = relabel(images, scored, info, relabeling, model, stamp, seed)
-    twin = train_undefended(images, ledger, info, check, training, model, seed)["net"]
-    net = train_defended(images, planned["plan"], info, training, model, stamp, seed)["net"]
+    twin = train_undefended(images, ledger, info, check, training, model, seed)
+    defended = train_defended(
+        *(images, planned["ledger"], planned["plan"], info, twin["net"], twin["history"]),
+        *(training, model, stamp, p.USUAL_DEFENCE, seed),
+    )
+    net = defended["net"]
     triggered = bad["triggered_test_images"]
-    predicted = predict(read["test_images"], triggered, read["test_ledger"], net, twin, stamp)
+    predicted = predict(
+        read["test_images"], triggered, read["test_ledger"], net, twin["net"], stamp
+    )
     metrics = measure(
         predicted["predictions"], planned["ledger"], bad["oracle"], info, net, adversary
     )

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from counterdoor.attacks import Attack, BadNets, Blend, LabelMapping
 from counterdoor.catalogue import FAMILIES, catalogue
 from counterdoor.component import members
+from counterdoor.defences import NAB, Defence, FinePruning
 from counterdoor.detectors import LGA, Detector, Random
 from counterdoor.labelers import VD, Drop, Labeler
 from counterdoor.models import DigitsCNN, Model, ResNet18
@@ -21,6 +22,7 @@ UNIONS = {
     "models": Model,
     "detectors": Detector,
     "labelers": Labeler,
+    "defences": Defence,
 }
 PARTS = [
     pytest.param(family, kind, id=kind.__name__)
@@ -47,7 +49,20 @@ def test_every_member_of_every_union_is_listed_once_in_order():
 def test_what_there_is_today():
     assert {part["name"] for parts in catalogue().values() for part in parts} >= {
         kind.model_fields["name"].default
-        for kind in (BadNets, Blend, LGA, Random, VD, Drop, DigitsCNN, ResNet18, Digits, Parquet)
+        for kind in (
+            BadNets,
+            Blend,
+            LGA,
+            Random,
+            VD,
+            Drop,
+            NAB,
+            FinePruning,
+            DigitsCNN,
+            ResNet18,
+            Digits,
+            Parquet,
+        )
     }
 
 

@@ -42,6 +42,7 @@ DEFAULTS = {
     "model_name": "digits_cnn",
     "detector_name": "lga",
     "labeler_name": "vd",
+    "defence_name": "nab",
 }
 EMPTY = "No evaluated run yet: `kedro run` makes one."
 

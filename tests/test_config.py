@@ -15,10 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from counterdoor.augment import Augment
 from counterdoor.cli import message
 from counterdoor.config import STAGES, ConfigError, VariantConfigLoader, known, variant_path
+from counterdoor.defences import ABL, NAD, PDB, FinePruning
 from counterdoor.engine import Engine
 from counterdoor.labelers import VD
 from counterdoor.params import (
     AttackParams,
+    DefenceParams,
     DetectParams,
     IngestParams,
     ModelParams,
@@ -55,6 +57,8 @@ FIRST_READ = {
     "labeler_name": "relabel",
     "relabel": "relabel",
     "stamp": "relabel",
+    "defence": "warmup",
+    "defence_name": "train",
     "train": "train",
 }
 
@@ -120,6 +124,7 @@ CHOICES = [
     {"model_name": "resnet18"},
     {"detector_name": "random"},
     {"labeler_name": "drop"},
+    {"defence_name": "pdb"},
 ]
 LEAVES = [
     pytest.param(
@@ -154,7 +159,19 @@ def test_a_path_changes_with_its_own_and_earlier_parameters_and_with_no_later_on
 
 
 @pytest.mark.parametrize(
-    "key", ["ingest", "attack", "model", "engine", "warmup", "detect", "relabel", "stamp", "train"]
+    "key",
+    [
+        "ingest",
+        "attack",
+        "model",
+        "engine",
+        "warmup",
+        "defence",
+        "detect",
+        "relabel",
+        "stamp",
+        "train",
+    ],
 )
 def test_an_added_key_changes_the_path(key):
     values = chosen()
@@ -172,6 +189,8 @@ def test_an_added_key_changes_the_path(key):
         {"model_name": "resnet18"},
         {"detector_name": "random"},
         {"labeler_name": "drop"},
+        {"defence_name": "none"},
+        {"defence": {"name": "nad"}},
         {"source_name": "parquet"},
         {"train": {"recipe": {"epochs": 3}}},
         {"relabel": {"labeler": {"recipe": {"augment": {"crop_padding": 3}}}}},
@@ -189,7 +208,9 @@ def test_a_run_parameter_changes_the_path_of_the_catalog(conf, given):
 
 def test_the_path_is_readable():
     path = variant_path(chosen(), "evaluate")
-    assert re.fullmatch(r"digits/badnets-0\.1-all_to_one/digits_cnn/lga/vd/s0-[0-9a-f]{8}", path)
+    assert re.fullmatch(
+        r"digits/badnets-0\.1-all_to_one/digits_cnn/lga/vd/nab/s0-[0-9a-f]{8}", path
+    )
     path = variant_path(parameters(seed=12, attack_name="blend", poison_ratio=0.05), "attack")
     assert re.fullmatch(r"digits/blend-0\.05-all_to_one/s12-[0-9a-f]{8}", path)
     assert re.fullmatch(r"digits/s0-[0-9a-f]{8}", variant_path(chosen(), "ingest"))
@@ -290,6 +311,7 @@ NAMES = {
     ],
     "detector_name": ["lga", "random"],
     "labeler_name": ["drop", "vd"],
+    "defence_name": ["abl", "fp", "nab", "nad", "none", "pdb"],
 }
 CHOSEN = {
     "source_name": lambda values: values["ingest"]["source"],
@@ -298,6 +320,7 @@ CHOSEN = {
     "model_name": lambda values: values["model"],
     "detector_name": lambda values: values["detect"]["detector"],
     "labeler_name": lambda values: values["relabel"]["labeler"],
+    "defence_name": lambda values: values["defence"],
 }
 
 
@@ -326,6 +349,7 @@ def test_an_unknown_choice_lists_the_valid_names(key, wrong):
         ("model_name", "resnet81", "resnet18"),
         ("detector_name", "lag", "lga"),
         ("labeler_name", "dorp", "drop"),
+        ("defence_name", "nabb", "nab"),
         ("source_name", "digit", "digits"),
     ],
 )
@@ -473,6 +497,7 @@ def test_the_environments_are_valid(env):
         ("detect", DetectParams),
         ("relabel", RelabelParams),
         ("train", TrainParams),
+        ("defence", DefenceParams),
         ("stamp", Stamp),
         ("engine", Engine),
     ):
@@ -519,3 +544,20 @@ def test_an_environment_with_another_choice_is_the_bases(model, labeler, env):
         assert values["relabel"]["labeler"] == base["relabel"]["labeler"]
     needed = {"external": {"target": "package.module.Net"}}.get(model, {})
     ModelParams.model_validate(values["model"] | needed)
+
+
+@pytest.mark.parametrize("env", ["base", "cifar10", "paper"])
+@pytest.mark.parametrize("name", NAMES["defence_name"])
+def test_every_defence_is_valid_in_every_environment(env, name):
+    values = parameters(env=env, defence_name=name)
+    assert DefenceParams.model_validate(values["defence"]).root.name == name
+    assert variant_path(values, "train").split("/")[-2] == name
+    same = parameters(env=env)
+    other = [path != variant_path(same, stage) for stage, path in paths(values).items()]
+    assert other == [name != "nab" and ORDER.index(stage) >= 2 for stage in ORDER]
+
+
+@pytest.mark.parametrize("defence", [ABL(), FinePruning(), NAD(), PDB()], ids=lambda it: it.name)
+def test_paper_has_the_opponents_own_values(defence):
+    values = parameters(env="paper", defence_name=defence.name)
+    assert DefenceParams.model_validate(values["defence"]).root == defence

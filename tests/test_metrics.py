@@ -342,3 +342,16 @@ def test_summarize(run, labels, deployed_stamped):
     assert set(metrics) == set(expected)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-12)
     assert all(isinstance(value, float) for value in metrics.values())
+
+
+@pytest.mark.parametrize("detects", [True, False])
+def test_a_defence_that_detects_or_labels_nothing_has_no_rates_of_it(run, detects):
+    predictions, ledger, oracle = run
+    ledger = ledger.assign(suspect=ledger["suspect"] & detects, pseudo_label=-1, stamped=False)
+    settings = {"labels": AllToOne(target_class=1), "num_classes": K, "deployed_stamped": False}
+    metrics = summarize(predictions, ledger, oracle, **settings)
+    undefined = {"pseudo_label_accuracy", "pseudo_label_accuracy_all"}
+    if not detects:
+        undefined |= {name for name in metrics if name.startswith("detection_")}
+        assert len(undefined) == 6
+    assert {name for name, value in metrics.items() if math.isnan(value)} == undefined

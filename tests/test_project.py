@@ -48,13 +48,14 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = {"warmup": 1, "relabel": 2, "undefended": 2, "defended": 2}
 CHOICES = "parquet/badnets-0.1-all_to_one/digits_cnn/lga/vd"
-READABLE_NAME = "parquet badnets-0.1-all_to_one digits_cnn lga vd s0"
+TRAINED = f"{CHOICES}/nab"
+READABLE_NAME = "parquet badnets-0.1-all_to_one digits_cnn lga vd nab s0"
 STAGE_PATHS = {
     "01_raw": "parquet",
     "02_intermediate": "parquet/badnets-0.1-all_to_one",
     "05_model_input": CHOICES,
     "07_model_output": "parquet/badnets-0.1-all_to_one/digits_cnn/lga",
-    "08_reporting": CHOICES,
+    "08_reporting": TRAINED,
 }
 
 
@@ -261,7 +262,7 @@ def test_artifacts_lie_under_the_choices_that_made_them(project, first):
             assert "/".join(choices) == STAGE_PATHS[folder], path
         else:
             assert folder == "06_models"
-            assert "/".join(choices) in ("parquet/badnets-0.1-all_to_one/digits_cnn", CHOICES)
+            assert "/".join(choices) in ("parquet/badnets-0.1-all_to_one/digits_cnn", TRAINED)
 
 
 def test_every_artifact_can_be_loaded(project, first, catalog):

@@ -5,6 +5,7 @@ from typing import Any
 
 from counterdoor.attacks import Attack, LabelMapping
 from counterdoor.component import Component, members
+from counterdoor.defences import Defence
 from counterdoor.detectors import Detector
 from counterdoor.labelers import Labeler
 from counterdoor.models import Model
@@ -17,6 +18,7 @@ FAMILIES: dict[str, Any] = {
     "models": Model,
     "detectors": Detector,
     "labelers": Labeler,
+    "defences": Defence,
 }
 """Each family's tagged union."""
 

@@ -103,7 +103,7 @@ def results(
 @click.option("--format", "form", type=FORMATS, default="table", help="How to print.")
 @readable
 def components(form: str) -> None:
-    """List what can be chosen: sources, attacks, models, detectors, labelers."""
+    """List what can be chosen: sources, attacks, models, detectors, labelers, defences."""
     from counterdoor.catalogue import catalogue
 
     families = catalogue()
@@ -246,11 +246,12 @@ def _print_last(found: Any) -> None:
         shown.add_row(label, f"{row['undefended_' + metric]:.1%}", f"{row[metric]:.1%}")
     console = _console()
     console.print(shown)
-    console.print(
-        f"suspects that are poisoned: {row['detection_precision']:.1%}   "
-        f"pseudo-labels right: {row['pseudo_label_accuracy']:.1%}   "
-        f"seconds: {row['seconds']:.0f}"
-    )
+    rates = {
+        "suspects that are poisoned": row["detection_precision"],
+        "pseudo-labels right": row["pseudo_label_accuracy"],
+    }
+    told = [f"{name}: {rate:.1%}" for name, rate in rates.items() if rate == rate]  # no NaN
+    console.print("   ".join([*told, f"seconds: {row['seconds']:.0f}"]))
     report = f"{found.artifacts[0]}/report.html"
     console.print(f"\nOpen next:\n  report       {report}", soft_wrap=True)
     console.print("  the DAG      kedro viz run")

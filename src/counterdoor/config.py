@@ -14,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ingest": (("source_name",), ("seed", "ingest")),
     "attack": (("attack_name", "poison_ratio", "label_mapping"), ("attack", "engine")),
-    "warmup": (("model_name",), ("model", "warmup")),
+    "warmup": (("model_name",), ("model", "warmup", "defence")),
     "detect": (("detector_name",), ("detect",)),
     "relabel": (("labeler_name",), ("relabel", "stamp")),
-    "train": ((), ("train",)),
+    "train": (("defence_name",), ("train",)),
     "evaluate": ((), ()),
 }
 
@@ -31,6 +31,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model_name": ("model", "name"),
     "detector_name": ("detect", "detector", "name"),
     "labeler_name": ("relabel", "labeler", "name"),
+    "defence_name": ("defence", "name"),
 }
 
 
@@ -41,7 +42,7 @@ class ConfigError(ValueError):
 def variant_path(parameters: Mapping[str, Any], stage: str) -> str:
     """The folder of a stage's artifacts: readable choices, then seed and digest.
 
-    For example ``digits/badnets-0.1-all_to_one/digits_cnn/lga/vd/s0-3f9a1c0b``. The digest is
+    For example ``digits/badnets-0.1-all_to_one/digits_cnn/lga/vd/nab/s0-3f9a1c0b``. The digest is
     that of every parameter of this stage and the stages before it, so a changed
     parameter is another folder.
 

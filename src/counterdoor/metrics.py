@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from counterdoor.attacks import LabelMappingBase
+from counterdoor.ledger import DROPPED
 
 
 def _rate(hits: np.ndarray) -> float:
@@ -144,7 +145,8 @@ def summarize(
         are undefended minus defended, so below 0 is a gain; ``detection_*`` are
         over the untrusted samples, where a cover sample counts as clean.
         ``ca_target_class`` and ``ba_without_target`` are there if the attack has one
-        target class.
+        target class. Detection rates are NaN if nobody is a suspect, and those of
+        pseudo-labels if nobody has one: such a defence detects or labels nothing.
     """
     true = predictions["true_label"].to_numpy()
     deployed = "stamped" if deployed_stamped else "plain"
@@ -173,13 +175,17 @@ def summarize(
     unstamped, _ = net_figures("defended", "plain")
     undefended, undefended_classes = net_figures("undefended", "plain")
     suspect = ledger["suspect"].to_numpy()
-    pseudo = ledger["pseudo_label"].to_numpy() == oracle["true_label"].to_numpy()
+    pseudo_labels = ledger["pseudo_label"].to_numpy()
+    named = np.full(len(ledger), (pseudo_labels != DROPPED).any())
+    pseudo = pseudo_labels == oracle["true_label"].to_numpy()
     untrusted = ~ledger["trusted"].to_numpy()  # a trusted sample is never suspected
     detection = detection_rates(
         suspect[untrusted],
         ledger["score"].to_numpy()[untrusted],
         oracle["is_poisoned"].to_numpy()[untrusted],
     )
+    if not suspect.any():
+        detection = dict.fromkeys(detection, float("nan"))
     metrics: dict[str, float] = {
         **defended,
         **{f"{name}_unstamped": value for name, value in unstamped.items()},
@@ -197,8 +203,8 @@ def summarize(
             true=true,
         ),
         **{f"detection_{name}": value for name, value in detection.items()},
-        "pseudo_label_accuracy": _rate(pseudo[suspect]),
-        "pseudo_label_accuracy_all": _rate(pseudo),
+        "pseudo_label_accuracy": _rate(pseudo[suspect & named]),
+        "pseudo_label_accuracy_all": _rate(pseudo[named]),
         **_counts(ledger, oracle),
     }
     return metrics

@@ -4,6 +4,7 @@ from pydantic import ConfigDict, Field, RootModel
 
 from counterdoor.attacks import Attack
 from counterdoor.component import Config
+from counterdoor.defences import NAB, Defence
 from counterdoor.detectors import Detector
 from counterdoor.labelers import Labeler
 from counterdoor.models import Model
@@ -37,6 +38,15 @@ class ModelParams(RootModel[Model]):
     """The net of every training; ``root`` is the model component."""
 
     model_config = ConfigDict(frozen=True)
+
+
+class DefenceParams(RootModel[Defence]):
+    """How the net that is deployed is made; ``root`` is the defence."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+USUAL_DEFENCE = DefenceParams(NAB())
 
 
 class WarmupParams(Config):

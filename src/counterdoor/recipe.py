@@ -39,7 +39,20 @@ class Flooding(Component):
         return (loss - self.gamma).abs() + self.gamma
 
 
-LossTransform = Annotated[CrossEntropy | Flooding, Field(discriminator="name")]
+class Ascent(Component):
+    """Gradient ascent: -L, so that the samples are unlearnt.
+
+    Source: ABL, section 4.2, the second term of the global gradient ascent.
+    """
+
+    name: Literal["ascent"] = "ascent"
+
+    def __call__(self, loss: Tensor) -> Tensor:
+        """Minus the loss."""
+        return -loss
+
+
+LossTransform = Annotated[CrossEntropy | Flooding | Ascent, Field(discriminator="name")]
 """What is done to a batch's mean cross-entropy before the gradient."""
 
 

@@ -123,5 +123,7 @@ def _local(uri: str) -> str:
 def _spread(values: pd.Series, metric: str) -> str:
     scale, digits, unit = (1.0, 0, "") if metric == "seconds" else (100.0, 1, "%")
     mean, deviation = scale * values.mean(), scale * values.std(ddof=1)
+    if math.isnan(mean):
+        return "n/a"
     spread = "" if math.isnan(deviation) else f" ± {deviation:.{digits}f}"
     return f"{mean:.{digits}f}{spread}{unit}"

@@ -17,6 +17,9 @@ from counterdoor.component import Config
 
 Level = Annotated[float, Field(ge=0.0, le=1.0)]
 
+NAMED = {"black": 0.0, "white": 1.0, "bright": 2.0}
+"""Levels of the colours that do not depend on the data."""
+
 WEAK_CONTRAST = 0.1
 """Below this :func:`stamp_contrast` a stamp hardly differs from what it covers."""
 
@@ -29,16 +32,17 @@ class Stamp(Config):
         row: top row of the patch, 0 = top of the image.
         column: left column of the patch, 0 = left edge.
         colour: ``"white"``, ``"black"``, ``"mean"`` (the training set's mean
-            colour, the paper's choice) or one level per channel in [0, 1].
+            colour, the paper's choice), ``"bright"`` (twice white, which no image
+            holds and so no attacker can write) or one level per channel in [0, 1].
     """
 
     size: int = Field(default=2, ge=1)
     row: int = Field(default=0, ge=0)
     column: int = Field(default=0, ge=0)
-    colour: Literal["white", "black", "mean"] | tuple[Level, ...] = "mean"
+    colour: Literal["white", "black", "mean", "bright"] | tuple[Level, ...] = "mean"
 
     def levels(self, mean: Tensor) -> Tensor:
-        """The patch's colour, float of shape (C,), in [0, 1].
+        """The patch's colour, float of shape (C,), in [0, 1]; 2 for ``bright``.
 
         Args:
             mean: mean colour of the training images, shape (C,), in [0, 1].
@@ -49,7 +53,7 @@ class Stamp(Config):
         if self.colour == "mean":
             return mean
         if isinstance(self.colour, str):
-            return torch.full_like(mean, 1.0 if self.colour == "white" else 0.0)
+            return torch.full_like(mean, NAMED[self.colour])
         if len(self.colour) != mean.numel():
             raise ValueError(
                 f"stamp.colour has {len(self.colour)} levels, but the images have "

@@ -112,6 +112,7 @@ class TrackingHooks:
             "kedro.pipelines": ",".join(selected) if isinstance(selected, list) else selected,
             "kedro.env": self._env,
             "variant": variant_of(self._parameters),
+            "defence": self._parameters["defence_name"],
             "hardware": hardware(),
             **commit_tags(self._project_path),
         }
@@ -224,7 +225,7 @@ def run_name(parameters: Mapping[str, Any]) -> str:
     """A readable name: the choices of a run, ``digits badnets-0.1-all_to_one … s0``."""
     name = (
         "{source_name} {attack_name}-{poison_ratio}-{label_mapping} {model_name} {detector_name} "
-        "{labeler_name} s{seed}"
+        "{labeler_name} {defence_name} s{seed}"
     )
     return name.format(**parameters)
 

@@ -121,6 +121,6 @@ def test_nobody_selected_names_a_ratio_that_selects_somebody(eligible):
     with pytest.raises(ValueError, match="selects nobody") as raised:
         suspect_count(eligible, ratio)
     message = str(raised.value)
-    assert f"detect.suspect_ratio {ratio} of {eligible} untrusted samples" in message
+    assert f"suspect_ratio {ratio} of {eligible} untrusted samples" in message
     remedy = float(re.search(r"use at least ([\d.e-]+)", message)[1])
     assert suspect_count(eligible, remedy) >= 1

@@ -70,6 +70,26 @@ def test_round_trip(dataset, noise, stamp):
     assert torch.equal(logits(loaded, noise(9)), logits(trained, noise(9)))
 
 
+def test_a_label_map_comes_back(dataset, noise):
+    trained = replace(net_of(noise(9), Stamp(colour="bright")), label_map=(2, 3, 0, 1))
+    dataset.save(trained)
+    loaded = dataset.load()
+    assert loaded.label_map == (2, 3, 0, 1)
+    plain = logits(replace(trained, label_map=None), noise(9))
+    assert torch.equal(logits(loaded, noise(9)), plain[:, [2, 3, 0, 1]])
+
+
+def test_a_file_without_a_label_map_is_read(dataset, file, noise):
+    """As those of earlier versions are."""
+    trained = net_of(noise(9))
+    dataset.save(trained)
+    with safe_open(file, framework="pt") as opened:
+        header = json.loads(opened.metadata()["counterdoor"])
+    assert header.pop("label_map", "none there") is None
+    save_file(dict(trained.state), file, {"counterdoor": json.dumps(header)})
+    assert dataset.load().label_map is None
+
+
 @pytest.mark.parametrize(
     "model", [DigitsCNN(width=2), ResNet18(), ResNet18(small_image_stem=False)]
 )

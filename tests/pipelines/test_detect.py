@@ -7,7 +7,7 @@ import pytest
 
 from counterdoor.ledger import new_ledger
 from counterdoor.models import DigitsCNN, TrainedNet, build_net
-from counterdoor.params import DetectParams
+from counterdoor.params import DefenceParams, DetectParams
 from counterdoor.pipelines.detect.nodes import detect
 from counterdoor.training import sample_losses
 
@@ -21,12 +21,12 @@ def case(noise):
     return images, ledger, TrainedNet.of(model, images, 4, net.state_dict())
 
 
-def run(case, name="lga", ratio=0.2, seed=0):
+def run(case, name="lga", ratio=0.2, seed=0, **settings):
     params = DetectParams(detector={"name": name}, suspect_ratio=ratio)
     images, ledger, net = case
     info = {"class_names": ["a", "b", "c", "d"]}
     untrained = dataclasses.replace(net, state={})
-    return detect(images, ledger, info, net, untrained, params, seed)["ledger"]
+    return detect(images, ledger, info, net, untrained, params, seed, **settings)["ledger"]
 
 
 def test_scores_are_the_detectors_and_the_highest_untrusted_are_suspects(case):
@@ -61,6 +61,25 @@ def test_random_scores_follow_the_seed(case):
 def test_nobody_suspected_is_refused(case):
     with pytest.raises(ValueError, match="selects nobody"):
         run(case, ratio=0.01)
+
+
+def test_a_defence_without_suspects_has_none(case):
+    result = run(case, defence=DefenceParams({"name": "fp"}))
+    assert list(result) == list(run(case))
+    assert (result["score"] == 0.0).all()
+    assert not result["suspect"].any()
+    assert (result["score"].dtype, result["suspect"].dtype) == (np.float64, bool)
+
+
+def test_abl_has_a_share_of_its_own(case):
+    defence = DefenceParams({"name": "abl", "isolation_ratio": 0.05})
+    result = run(case, defence=defence)
+    assert result["score"].equals(run(case)["score"])
+    assert (
+        np.flatnonzero(result["suspect"]).tolist()
+        == np.flatnonzero(run(case, ratio=0.05)["suspect"]).tolist()
+    )
+    assert result["suspect"].sum() == 2
 
 
 def test_a_ledger_of_other_images_is_refused(case):

@@ -1,5 +1,6 @@
 """The last stage: predictions, measures, seconds, warnings, figures, report."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,10 +12,18 @@ from matplotlib.figure import Figure
 from counterdoor.ledger import new_ledger
 from counterdoor.metrics import summarize
 from counterdoor.models import DigitsCNN, TrainedNet, build_net
-from counterdoor.params import AttackParams, DetectParams, IngestParams, ModelParams, RelabelParams
+from counterdoor.params import (
+    AttackParams,
+    DefenceParams,
+    DetectParams,
+    IngestParams,
+    ModelParams,
+    RelabelParams,
+)
 from counterdoor.pipelines.evaluate import nodes
 from counterdoor.pipelines.evaluate.pipeline import FIGURES, TIMINGS
 from counterdoor.stamp import WEAK_CONTRAST, Stamp, apply_stamp
+from counterdoor.training import Fit
 
 NAMES = ["a", "b", "c"]
 INFO = {"class_names": NAMES}
@@ -75,6 +84,22 @@ def test_predictions_are_what_each_net_says_of_each_image(case, predictions):
         with torch.inference_mode():
             expected = [int(net(torch.tensor(image[None]) / 255.0).argmax()) for image in images]
         assert predictions[f"{net_name}_{images_name}_{condition}"].tolist() == expected
+
+
+def test_stamped_predictions_are_those_of_the_deployed_net(case):
+    """Its own stamp, and its own map of labels; the run's stamp does not count."""
+    own = Stamp(size=5, row=2, colour="bright")
+    case["defended"] = replace(case["defended"], stamp=own, label_map=(2, 0, 1))
+    predictions = nodes.predict(**case, stamp=STAMP)["predictions"]
+    for images in ("test_images", "triggered_test_images"):
+        with torch.inference_mode():
+            logits = case["defended"].deployable()(torch.tensor(case[images]))
+            plain = case["defended"].build()(torch.tensor(case[images]) / 255.0)
+        name = "clean" if images == "test_images" else "triggered"
+        stamped = predictions[f"defended_{name}_stamped"].tolist()
+        assert stamped == logits.argmax(1).tolist()
+        assert predictions[f"defended_{name}_plain"].tolist() == plain.argmax(1).tolist()
+    assert len(set(stamped)) > 1
 
 
 def test_the_conditions_differ(predictions):
@@ -246,6 +271,61 @@ def test_every_figure_can_be_drawn(case, predictions, training, noise, attack):
     ]
     assert len(figures) == len(FIGURES)
     assert all(isinstance(figure, Figure) and figure.axes for figure in figures)
+
+
+def test_every_figure_can_be_drawn_without_suspects(
+    case, predictions, training, noise, monkeypatch
+):
+    ledger, oracle = training
+    ledger = ledger.assign(score=0.0, suspect=False, pseudo_label=-1, stamped=False)
+    history = pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "accuracy": [0.1, 0.9]})
+    net = net_of(case["test_images"], 0)
+    metrics = nodes.measure(predictions, ledger, oracle, INFO, net, ATTACK)
+    figures = [
+        nodes.draw_outcome(metrics),
+        nodes.draw_suspects(noise(60), ledger, oracle, INFO),
+        nodes.draw_scores(ledger, oracle),
+        nodes.draw_curves(Fit.of({}, []).history, history, history),
+    ]
+    assert all(isinstance(figure, Figure) and figure.axes for figure in figures)
+    names = [text.get_text() for text in figures[-1].legends[0].get_texts()]
+    assert names == ["undefended", "defended"]
+
+
+@pytest.mark.parametrize(
+    ("defence", "told", "untold"),
+    [
+        ("nab", ["random", "0.07", "drop", "4x4 white"], []),
+        ("abl", ["random", "0.03"], ["0.07", "drop", "4x4 white"]),
+        ("fp", [], ["random", "0.07", "drop", "4x4 white"]),
+        ("pdb", ["7x7 bright"], ["random", "0.07", "drop", "4x4 white"]),
+    ],
+)
+def test_the_report_tells_the_defence_and_what_it_reads(
+    case, predictions, training, defence, told, untold
+):
+    metrics = nodes.measure(predictions, *training, INFO, case["defended"], ATTACK)
+    own = {"isolation_ratio": 0.03} if defence == "abl" else {}
+    report = nodes.write_report(
+        metrics | {"n_stamped": 0.0},
+        nodes.gather_seconds(ingest={"seconds": 1.0}),
+        {"stamp_contrast": float("nan")},
+        IngestParams(source={"name": "digits"}, test_share=0.2, trusted_share=0.05),
+        ATTACK,
+        DetectParams(detector={"name": "random"}, suspect_ratio=0.07),
+        RelabelParams(labeler={"name": "drop"}, trusted_stamps=2),
+        ModelParams({"name": "resnet18"}),
+        STAMP,
+        31,
+        DefenceParams({"name": defence, **own}),
+    )
+    assert f"{defence} against badnets on digits, seed 31" in report
+    choices = report.split('id="choices"')[1].split('id="glossary"')[0]
+    for word in [defence, *told]:
+        assert f"<td>{word}" in choices, word
+    for word in untold:
+        assert f"<td>{word}" not in choices, word
+    assert ("No suspect was stamped" in report) == (defence == "nab")
 
 
 @pytest.mark.parametrize(

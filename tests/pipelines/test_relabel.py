@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from counterdoor.ledger import DROPPED, new_ledger
-from counterdoor.params import ModelParams, RelabelParams
+from counterdoor.params import DefenceParams, ModelParams, RelabelParams
 from counterdoor.pipelines.relabel.nodes import relabel
 from counterdoor.relabeling import make_plan
 from counterdoor.stamp import Stamp
@@ -56,6 +56,20 @@ def test_dropped_suspects_are_left_out(case):
     assert (result["ledger"]["pseudo_label"] == DROPPED).all()
     assert not result["ledger"]["stamped"].any()
     assert result["plan"]["sample_id"].tolist() == ledger.index[~ledger["suspect"]].tolist()
+
+
+@pytest.mark.parametrize("suspects", [True, False])
+def test_a_defence_without_pseudo_labels_leaves_suspects_out(case, suspects):
+    images, ledger = case
+    ledger = ledger.assign(suspect=ledger["suspect"] & suspects, trusted=False)
+    params = RelabelParams(labeler={"name": "vd", "recipe": RECIPE}, trusted_stamps=1)
+    defence = DefenceParams({"name": "abl"})
+    result = relabel(images, ledger, INFO, params, MODEL, Stamp(), 0, defence=defence)
+    assert (result["ledger"]["pseudo_label"] == DROPPED).all()
+    left = ledger[~ledger["suspect"]]
+    assert result["plan"]["sample_id"].tolist() == left["sample_id"].tolist()
+    assert result["plan"]["label"].tolist() == left["label"].tolist()
+    assert not result["plan"]["stamped"].any()
 
 
 def test_a_labeler_that_cannot_work_is_refused(case):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from counterdoor.ledger import new_ledger
-from counterdoor.params import ModelParams, TrainParams
+from counterdoor.params import USUAL_DEFENCE, DefenceParams, ModelParams, TrainParams
 from counterdoor.pipelines.timing import timed
 from counterdoor.pipelines.train.nodes import train_defended, train_undefended
 from counterdoor.stamp import Stamp
@@ -19,13 +19,20 @@ STAMP = Stamp(colour="white")
 
 @pytest.fixture
 def case(noise):
-    ledger = new_ledger(np.arange(30) % 3, np.zeros(30))
+    ledger = new_ledger(np.arange(30) % 3, np.arange(30) < 6)
     plan = ledger[["sample_id", "label"]].assign(stamped=False, role="kept")
     return noise(30), ledger, plan
 
 
-def defended(images, plan, stamp=STAMP, seed=0):
-    return train_defended(images, plan, INFO, PARAMS, MODEL, stamp, seed)
+def defended(images, plan, stamp=STAMP, seed=0, defence=USUAL_DEFENCE, params=PARAMS):
+    """The node on this plan; the ledger and the twin are the plain ones."""
+    ledger = new_ledger(np.arange(30) % 3, np.arange(30) < 6)
+    ledger = ledger.assign(score=0.0, suspect=False, pseudo_label=-1, stamped=False)
+    twin = undefended(images, ledger, seed)
+    return train_defended(
+        *(images, ledger, plan, INFO, twin["net"], twin["history"]),
+        *(params, MODEL, stamp, defence, seed),
+    )
 
 
 def undefended(images, ledger, seed=0):
@@ -37,7 +44,7 @@ def test_both_start_from_the_same_weights(case):
     images, ledger, plan = case
     still = TrainParams(recipe={"epochs": 1, "learning_rate": 1e-30, "weight_decay": 0})
     one = train_undefended(images, ledger, INFO, {}, still, MODEL, 0)["net"]
-    other = train_defended(images, plan.assign(stamped=True), INFO, still, MODEL, STAMP, 0)["net"]
+    other = defended(images, plan.assign(stamped=True), params=still)["net"]
     for name in one.state:
         if "running" not in name and "batches" not in name:
             torch.testing.assert_close(one.state[name], other.state[name], rtol=0, atol=1e-20)
@@ -86,6 +93,16 @@ def test_a_ledger_of_other_images_is_refused(case):
     images, ledger, _ = case
     with pytest.raises(ValueError, match="they come from different runs"):
         undefended(images[:-1], ledger)
+
+
+@pytest.mark.parametrize("name", ["none", "fp"])
+def test_the_defence_makes_the_net(case, name):
+    images, _, plan = case
+    recipe = {"recipe": {"epochs": 3}} if name == "fp" else {}
+    made = defended(images, plan, defence=DefenceParams({"name": name, **recipe}))
+    assert len(made["history"]) == {"none": 1, "fp": 3}[name]
+    assert made["net"].stamp is None
+    assert made["net"].num_classes == 3
 
 
 def test_timed_adds_the_seconds_and_keeps_name_and_annotations():

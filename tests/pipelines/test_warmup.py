@@ -1,12 +1,21 @@
 """The check before any training, and the warm-up."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from counterdoor.ledger import new_ledger
 from counterdoor.models import build_net
-from counterdoor.params import DetectParams, ModelParams, RelabelParams, TrainParams, WarmupParams
+from counterdoor.params import (
+    DefenceParams,
+    DetectParams,
+    ModelParams,
+    RelabelParams,
+    TrainParams,
+    WarmupParams,
+)
 from counterdoor.pipelines.warmup.nodes import check_plan, train_plain, warm_up
 from counterdoor.recipe import Flooding, Recipe
 from counterdoor.relabeling import ledger_samples
@@ -38,6 +47,8 @@ def check(
     detector="lga",
     model=MODEL,
     recipe=ONE_EPOCH,
+    defence="nab",
+    **settings,
 ):
     return check_plan(
         images,
@@ -49,6 +60,7 @@ def check(
         stamp or Stamp(colour="white"),
         model,
         WarmupParams(recipe=recipe),
+        DefenceParams({"name": defence, **settings}),
     )["report"]
 
 
@@ -141,6 +153,51 @@ def test_a_net_that_does_not_give_logits_for_these_images_is_refused(noise, thei
 def test_a_ledger_of_other_images_is_refused(noise):
     with pytest.raises(ValueError, match="60 rows, but there are 59 images"):
         check(noise(59), ledger_of())
+
+
+@pytest.mark.parametrize("defence", ["none", "fp", "nad", "pdb"])
+def test_a_defence_without_suspects_is_not_checked_for_them(noise, defence):
+    settings = {"trigger": {"size": 3, "colour": "bright"}} if defence == "pdb" else {}
+    images = noise(60)
+    report = check(images, ledger_of(), 0.001, defence=defence, **settings)
+    assert report["n_suspects"] == 0
+    if defence == "pdb":
+        by_hand = 2.0 - images[:, :, :3, :3].mean() / 255
+        assert report["stamp_contrast"] == pytest.approx(by_hand)
+    else:
+        assert math.isnan(report["stamp_contrast"])
+
+
+def test_abl_is_checked_for_its_own_share_and_for_no_labeler(noise):
+    none_trusted = ledger_of(trusted_per_class=0)
+    report = check(noise(60), none_trusted, 0.001, defence="abl", isolation_ratio=0.1)
+    assert report["n_suspects"] == 6
+    with pytest.raises(ValueError, match=r"suspect_ratio 0\.01 of 60 untrusted samples selects"):
+        check(noise(60), none_trusted, 0.5, defence="abl")
+
+
+@pytest.mark.parametrize("defence", ["fp", "nad"])
+def test_a_defence_without_trusted_samples_is_refused(noise, defence):
+    with pytest.raises(ValueError, match=f"'{defence}' works with trusted samples, but 0 of 60"):
+        check(noise(60), ledger_of(trusted_per_class=0), defence=defence)
+
+
+def test_a_defensive_trigger_outside_the_images_is_refused(noise):
+    with pytest.raises(ValueError, match="outside the 12x12 images"):
+        check(noise(60), ledger_of(), defence="pdb", trigger={"size": 13})
+
+
+@pytest.mark.parametrize("defence", ["none", "fp", "nad", "pdb"])
+def test_nothing_is_warmed_up_for_a_defence_without_suspects(noise, defence):
+    images, params = noise(60), WarmupParams(recipe={"epochs": 2})
+    given = (images, ledger_of(), INFO, {}, params, MODEL, 7)
+    made = warm_up(*given, defence=DefenceParams({"name": defence}))
+    net = build_net(MODEL.root, images, 3, seed=7, stream="warmup/init")
+    assert all(
+        torch.equal(made["net"].state[name], each) for name, each in net.state_dict().items()
+    )
+    assert len(made["history"]) == 0
+    assert list(made["history"]) == list(warm_up(*given)["history"])
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from counterdoor.attacks.epochs import Descent, Epochs, Step
 from counterdoor.attacks.pgd import pgd_step
 from counterdoor.augment import Augment
 from counterdoor.checkpoint import under
 from counterdoor.component import Config
 from counterdoor.engine import DEFAULT, Engine
+from counterdoor.epochs import Descent, Epochs, Step
 from counterdoor.feed import Samples
 from counterdoor.models import Compact, Model, NormalisedNet, TrainedNet, build_net
 from counterdoor.recipe import Recipe, Triangle

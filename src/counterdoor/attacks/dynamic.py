@@ -11,7 +11,6 @@ from torch import Tensor
 
 from counterdoor.attacks.attacker_net import AttackerNet, needed
 from counterdoor.attacks.base import NOTHING, AttackBase
-from counterdoor.attacks.epochs import Descent, Epochs, Step
 from counterdoor.attacks.pixels import by_chunks
 from counterdoor.attacks.trigger_generator import (
     TriggerGenerator,
@@ -21,6 +20,7 @@ from counterdoor.attacks.trigger_generator import (
 )
 from counterdoor.checkpoint import under
 from counterdoor.engine import DEFAULT, Engine
+from counterdoor.epochs import Descent, Epochs, Step
 from counterdoor.feed import Samples
 from counterdoor.models import NormalisedNet, build_net
 from counterdoor.seeding import seeded_torch

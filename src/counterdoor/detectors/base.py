@@ -87,7 +87,7 @@ def suspect_count(eligible: int, suspect_ratio: float) -> int:
     if count < 1:
         least = math.ceil(1e6 / eligible) / 1e6
         raise ValueError(
-            f"detect.suspect_ratio {suspect_ratio} of {eligible} untrusted samples selects nobody; "
+            f"suspect_ratio {suspect_ratio} of {eligible} untrusted samples selects nobody; "
             f"use at least {least:g}"
         )
     return count

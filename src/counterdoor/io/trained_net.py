@@ -31,10 +31,13 @@ class _TrainedNetFile(LocalFile[TrainedNet]):
             header = json.loads(file.metadata()["counterdoor"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self._check_code(header["architecture"])
-        stamp = header.pop("stamp")
+        stamp, label_map = header.pop("stamp"), header.pop("label_map", None)
         header["image_shape"] = tuple(header["image_shape"])
         return TrainedNet(
-            **header, state=state, stamp=Stamp.model_validate(stamp) if stamp else None
+            **header,
+            state=state,
+            stamp=Stamp.model_validate(stamp) if stamp else None,
+            label_map=tuple(label_map) if label_map else None,
         )
 
     def save(self, data: TrainedNet) -> None:
@@ -43,6 +46,7 @@ class _TrainedNetFile(LocalFile[TrainedNet]):
             "image_shape": data.image_shape,
             "num_classes": data.num_classes,
             "stamp": data.stamp.model_dump(mode="json") if data.stamp else None,
+            "label_map": data.label_map,
         }
         state = {name: tensor.contiguous().clone() for name, tensor in data.state.items()}
         save_file(state, Path(self._get_save_path()), {"counterdoor": json.dumps(header)})
@@ -66,8 +70,8 @@ class _TrainedNetFile(LocalFile[TrainedNet]):
 class TrainedNetDataset(AtomicSave, ReadableErrors, _TrainedNetFile):
     """A :class:`counterdoor.models.TrainedNet` as one safetensors file; holds no code.
 
-    The tensors are the file's; architecture, number of classes and stamp stand in
-    its header under ``counterdoor``.
+    The tensors are the file's; architecture, number of classes, stamp and label
+    map stand in its header under ``counterdoor``.
 
     An ``external`` architecture names code to import and to call. A file may come from
     anywhere, a configuration is the user's own: such a net is loaded only if it is the

@@ -40,19 +40,28 @@ class NormalisedNet(nn.Module):
 
 
 class StampedNet(nn.Module):
-    """What is deployed: plain uint8 images in, logits out, the stamp written inside."""
+    """What is deployed: plain uint8 images in, logits out; stamp and label map are inside."""
 
-    def __init__(self, net: NormalisedNet, stamp: Stamp | None) -> None:
+    logit_of: Tensor | None
+
+    def __init__(
+        self,
+        net: NormalisedNet,
+        stamp: Stamp | None,
+        label_map: tuple[int, ...] | None = None,
+    ) -> None:
         super().__init__()
         self.net = net
         self.stamp = stamp
+        self.register_buffer("logit_of", None if label_map is None else torch.tensor(label_map))
 
     def forward(self, images_nchw: Tensor) -> Tensor:
         """Logits (N, num_classes) for images (N, C, H, W), any dtype, in [0, 255]."""
         images = images_nchw.to(self.net.mean.dtype) / 255.0
         if self.stamp is not None:
             images = apply_stamp(images, self.stamp, self.net.mean)
-        return cast(Tensor, self.net(images))
+        logits = cast(Tensor, self.net(images))
+        return logits if self.logit_of is None else logits.index_select(1, self.logit_of)
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,8 @@ class TrainedNet:
         num_classes: number of logits.
         state: tensors by name, on the CPU, including normalisation statistics.
         stamp: the stamp that deployed inputs carry, ``None`` for an undefended net.
+        label_map: for each class the logit that stands for it once an input carries the
+            stamp, ``None`` if that is the class's own.
     """
 
     architecture: Mapping[str, Any]
@@ -72,6 +83,7 @@ class TrainedNet:
     num_classes: int
     state: Mapping[str, Tensor] = field(repr=False)
     stamp: Stamp | None = None
+    label_map: tuple[int, ...] | None = None
 
     @classmethod
     def of(
@@ -81,11 +93,12 @@ class TrainedNet:
         num_classes: int,
         state: Mapping[str, Tensor],
         stamp: Stamp | None = None,
+        label_map: tuple[int, ...] | None = None,
     ) -> "TrainedNet":
         """The artifact of a training on ``images_nchw``, uint8, shape (N, C, H, W)."""
         channels, height, width = (int(size) for size in images_nchw.shape[1:])
         architecture = model.model_dump(mode="json")
-        return cls(architecture, (channels, height, width), num_classes, state, stamp)
+        return cls(architecture, (channels, height, width), num_classes, state, stamp, label_map)
 
     def build(self) -> NormalisedNet:
         """The net with its weights, in eval mode, on the CPU.
@@ -113,8 +126,12 @@ class TrainedNet:
         return net.eval()
 
     def deployable(self) -> StampedNet:
-        """The net for plain uint8 images, with normalisation and stamp inside."""
-        return StampedNet(self.build(), self.stamp).eval()
+        """The net for plain uint8 images, with normalisation, stamp and label map inside."""
+        return StampedNet(self.build(), self.stamp, self.label_map).eval()
+
+    def mapped(self, logits: Tensor) -> Tensor:
+        """Logits of stamped inputs, shape (N, num_classes), in the order of the classes."""
+        return logits if self.label_map is None else logits[:, list(self.label_map)]
 
 
 def build_net(

@@ -9,7 +9,7 @@ from counterdoor.detectors import Evidence, select_suspects
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.ledger import check_ledger
 from counterdoor.models import TrainedNet
-from counterdoor.params import DetectParams
+from counterdoor.params import USUAL_DEFENCE, DefenceParams, DetectParams
 
 
 def detect(
@@ -21,6 +21,7 @@ def detect(
     params: DetectParams,
     seed: int,
     engine: Engine = DEFAULT,
+    defence: DefenceParams = USUAL_DEFENCE,
 ) -> dict[str, Any]:
     """Score every sample and flag the most suspicious untrusted ones.
 
@@ -33,9 +34,10 @@ def detect(
         params: detector and suspect ratio.
         seed: the run's seed.
         engine: what to run on.
+        defence: whether it needs suspects, and how many.
 
     Returns:
-        ``ledger`` with ``score`` and ``suspect``.
+        ``ledger`` with ``score`` and ``suspect``; 0 and nobody if none are needed.
 
     Raises:
         ValueError: if nobody is selected.
@@ -43,6 +45,8 @@ def detect(
     Source: NAB, section 4.1.
     """
     check_ledger(ledger, images, "trusted")
+    if not defence.root.needs_suspects:
+        return {"ledger": ledger.assign(score=0.0, suspect=False)}
     needs, trusted = params.detector.needs, ledger["trusted"].to_numpy()
     evidence = Evidence(
         images,
@@ -53,5 +57,6 @@ def detect(
         plain_net=plain_net.build() if "plain" in needs else None,
     )
     scores = params.detector(evidence, seed=seed, engine=engine)
-    suspect = select_suspects(scores, ~trusted, params.suspect_ratio)
+    share = defence.root.suspected_share(params.suspect_ratio)
+    suspect = select_suspects(scores, ~trusted, share)
     return {"ledger": ledger.assign(score=scores, suspect=suspect)}

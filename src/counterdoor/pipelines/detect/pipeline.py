@@ -21,6 +21,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:detect",
                     "params:seed",
                     "params:engine",
+                    "params:defence",
                 ],
                 outputs={"ledger": "scored_ledger", "timing": "detect_timing"},
                 name="detect",

@@ -12,10 +12,18 @@ from counterdoor.engine import DEFAULT, Engine
 from counterdoor.ledger import check_ledger
 from counterdoor.metrics import class_accuracies, summarize
 from counterdoor.models import TrainedNet
-from counterdoor.params import AttackParams, DetectParams, IngestParams, ModelParams, RelabelParams
+from counterdoor.params import (
+    USUAL_DEFENCE,
+    AttackParams,
+    DefenceParams,
+    DetectParams,
+    IngestParams,
+    ModelParams,
+    RelabelParams,
+)
 from counterdoor.report import render_report
 from counterdoor.stamp import WEAK_CONTRAST, Stamp, apply_stamp
-from counterdoor.training import predict_classes
+from counterdoor.training import predict_classes, predict_logits
 
 SHOWN = 8
 """How many test images the sample figure shows."""
@@ -38,12 +46,13 @@ def predict(
         test_ledger: ``sample_id`` and the true ``label``.
         defended: the defended net.
         undefended: its twin.
-        stamp: the stamp.
+        stamp: the run's stamp, used if the defended net has none of its own.
         engine: what to run on.
 
     Returns:
         ``predictions``: a table with ``sample_id``, ``true_label`` and one column
-        for each of ``{defended,undefended}_{clean,triggered}_{plain,stamped}``.
+        for each of ``{defended,undefended}_{clean,triggered}_{plain,stamped}``;
+        stamped, labels are mapped as the net says.
     """
     check_ledger(test_ledger, test_images)
     columns = {
@@ -53,9 +62,10 @@ def predict(
     for net_name, trained in (("defended", defended), ("undefended", undefended)):
         net = trained.build()
         for image_name, images in (("clean", test_images), ("triggered", triggered_test_images)):
-            for condition, used in (("plain", None), ("stamped", stamp)):
-                name = f"{net_name}_{image_name}_{condition}"
-                columns[name] = predict_classes(net, images, stamp=used, engine=engine)
+            name = f"{net_name}_{image_name}"
+            columns[f"{name}_plain"] = predict_classes(net, images, engine=engine)
+            logits = predict_logits(net, images, stamp=defended.stamp or stamp, engine=engine)
+            columns[f"{name}_stamped"] = trained.mapped(logits).argmax(1).numpy()
     return {"predictions": pd.DataFrame(columns)}
 
 
@@ -100,7 +110,7 @@ def draw_samples(
     _, rows = np.unique(labels, return_index=True)
     rows = rows[:SHOWN]
     images = torch.from_numpy(np.array(test_images[rows])).float() / 255.0
-    stamped = apply_stamp(images, stamp, defended.state["mean"])
+    stamped = apply_stamp(images, defended.stamp or stamp, defended.state["mean"]).clamp(max=1.0)
     return plots.plot_samples(
         test_images[rows],
         triggered_test_images[rows],
@@ -128,8 +138,9 @@ def draw_scores(ledger: pd.DataFrame, oracle: pd.DataFrame) -> Figure:
 
 
 def draw_curves(warmup: pd.DataFrame, undefended: pd.DataFrame, defended: pd.DataFrame) -> Figure:
-    """Loss and accuracy by epoch of the three trainings."""
-    return plots.plot_curves({"warm-up": warmup, "undefended": undefended, "defended": defended})
+    """Loss and accuracy by epoch of the trainings that there were."""
+    histories = {"warm-up": warmup, "undefended": undefended, "defended": defended}
+    return plots.plot_curves({name: each for name, each in histories.items() if len(each)})
 
 
 def draw_confusion(predictions: pd.DataFrame, info: dict[str, Any], defended: TrainedNet) -> Figure:
@@ -175,6 +186,7 @@ def write_report(
     model: ModelParams,
     stamp: Stamp,
     seed: int,
+    defence: DefenceParams = USUAL_DEFENCE,
     **figures: bytes,
 ) -> str:
     """One self-contained HTML page.
@@ -190,11 +202,14 @@ def write_report(
         model: the net.
         stamp: the stamp.
         seed: the run's seed.
+        defence: the defence; only choices that it reads are told.
         **figures: PNG files by name.
     """
     labels = attack.root.labels
-    target = labels.single_target
+    target, chosen = labels.single_target, defence.root
+    used = chosen.stamp_in_use(stamp)
     choices = {
+        "defence": chosen.name,
         "source": ingest.source.name,
         "attack": attack.root.name,
         "poison ratio": attack.root.poison_ratio,
@@ -202,24 +217,29 @@ def write_report(
         "label mapping": labels.name if target is None else f"{labels.name}, class {target}",
         "attacker": attack.root.capability,
         "model": model.root.name,
-        "detector": detect.detector.name,
-        "suspect ratio": detect.suspect_ratio,
-        "labeler": relabel.labeler.name,
-        "trusted stamps": relabel.trusted_stamps,
-        "stamp": f"{stamp.size}x{stamp.size} {stamp.colour} at ({stamp.row}, {stamp.column})",
         "seed": seed,
     }
+    if chosen.needs_suspects:
+        choices["detector"] = detect.detector.name
+        choices["suspect ratio"] = chosen.suspected_share(detect.suspect_ratio)
+    if chosen.needs_pseudo_labels:
+        choices["labeler"] = relabel.labeler.name
+        choices["trusted stamps"] = relabel.trusted_stamps
+    if used is not None:
+        choices["stamp"] = f"{used.size}x{used.size} {used.colour} at ({used.row}, {used.column})"
     return render_report(
-        title=f"{attack.root.name} on {ingest.source.name}, seed {seed}",
+        title=f"{chosen.name} against {attack.root.name} on {ingest.source.name}, seed {seed}",
         metrics=metrics,
         seconds=seconds,
         choices=choices,
         figures={name.replace("_", " "): png for name, png in figures.items()},
-        notes=warnings_about(metrics, check["stamp_contrast"]),
+        notes=warnings_about(metrics, check["stamp_contrast"], stamps=chosen.needs_pseudo_labels),
     )
 
 
-def warnings_about(metrics: Mapping[str, float], contrast: float) -> list[str]:
+def warnings_about(
+    metrics: Mapping[str, float], contrast: float, *, stamps: bool = True
+) -> list[str]:
     """What a reader must know before trusting the figures, in plain words."""
     notes = []
     if contrast < WEAK_CONTRAST:
@@ -227,7 +247,7 @@ def warnings_about(metrics: Mapping[str, float], contrast: float) -> list[str]:
             f"The stamp hardly differs from what it covers (mean difference {contrast:.3f} of 1): "
             "the net cannot see it well. Choose another colour, size or place."
         )
-    if metrics["n_stamped"] == 0:
+    if stamps and metrics["n_stamped"] == 0:
         notes.append("No suspect was stamped, so there is no benign backdoor in the defended net.")
     if metrics["undefended_asr"] < 0.5:
         notes.append(

@@ -121,6 +121,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "model": "params:model",
                     "stamp": "params:stamp",
                     "seed": "params:seed",
+                    "defence": "params:defence",
                     **{figure.removesuffix("_figure"): figure for figure in FIGURES},
                 },
                 outputs="report",

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from counterdoor.engine import DEFAULT, Engine
+from counterdoor.labelers import Drop
 from counterdoor.ledger import check_ledger
-from counterdoor.params import ModelParams, RelabelParams
+from counterdoor.params import USUAL_DEFENCE, DefenceParams, ModelParams, RelabelParams
 from counterdoor.relabeling import make_plan
 from counterdoor.stamp import Stamp
 
@@ -21,6 +22,7 @@ def relabel(
     stamp: Stamp,
     seed: int,
     engine: Engine = DEFAULT,
+    defence: DefenceParams = USUAL_DEFENCE,
 ) -> dict[str, Any]:
     """Label the suspects anew, and plan who is stamped.
 
@@ -33,6 +35,7 @@ def relabel(
         stamp: the stamp.
         seed: the run's seed.
         engine: what to run on.
+        defence: if it needs no pseudo-labels, suspects are dropped.
 
     Returns:
         ``ledger`` with ``pseudo_label`` and ``stamped``, and the ``plan``; see
@@ -44,7 +47,8 @@ def relabel(
     Source: NAB, section 4.2.
     """
     check_ledger(ledger, images, "trusted", "suspect")
-    pseudo_labels = params.labeler(
+    labeler = params.labeler if defence.root.needs_pseudo_labels else Drop()
+    pseudo_labels = labeler(
         images,
         ledger,
         len(info["class_names"]),

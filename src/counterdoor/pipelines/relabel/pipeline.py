@@ -21,6 +21,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:stamp",
                     "params:seed",
                     "params:engine",
+                    "params:defence",
                 ],
                 outputs={
                     "ledger": "relabeled_ledger",

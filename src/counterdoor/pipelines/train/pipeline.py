@@ -7,7 +7,7 @@ from counterdoor.pipelines.train.nodes import train_defended, train_undefended
 
 
 def create_pipeline(**_: object) -> Pipeline:
-    """The plan → the defended net; the ledger as it came → the undefended twin."""
+    """The ledger as it came → the undefended twin; that, ledger and plan → the defended net."""
     return Pipeline(
         [
             Node(
@@ -33,11 +33,15 @@ def create_pipeline(**_: object) -> Pipeline:
                 timed(train_defended),
                 inputs=[
                     "images",
+                    "relabeled_ledger",
                     "plan",
                     "dataset_info",
+                    "undefended_net",
+                    "undefended_history",
                     "params:train",
                     "params:model",
                     "params:stamp",
+                    "params:defence",
                     "params:seed",
                     "params:engine",
                 ],

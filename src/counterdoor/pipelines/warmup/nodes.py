@@ -9,7 +9,15 @@ from counterdoor.detectors.base import suspect_count
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.ledger import check_ledger
 from counterdoor.models import TrainedNet, build_net
-from counterdoor.params import DetectParams, ModelParams, RelabelParams, TrainParams, WarmupParams
+from counterdoor.params import (
+    USUAL_DEFENCE,
+    DefenceParams,
+    DetectParams,
+    ModelParams,
+    RelabelParams,
+    TrainParams,
+    WarmupParams,
+)
 from counterdoor.recipe import Recipe
 from counterdoor.relabeling import ledger_samples
 from counterdoor.stamp import Stamp
@@ -26,6 +34,7 @@ def check_plan(
     stamp: Stamp,
     model: ModelParams,
     warmup: WarmupParams,
+    defence: DefenceParams = USUAL_DEFENCE,
 ) -> dict[str, Any]:
     """Refuse, before any training, what a later stage would refuse.
 
@@ -39,44 +48,60 @@ def check_plan(
         stamp: what they are stamped with.
         model: the net of every training.
         warmup: the trainings before detection.
+        defence: what of all that it needs.
 
     Returns:
         ``report``: the number of samples, trusted samples and suspects to come,
-        and the stamp's contrast with what it covers.
+        and the contrast of the stamp in use with what it covers, NaN for none.
 
     Raises:
-        ValueError: if nobody would be suspected, the detector lacks a training, detector
-            or labeler lack trusted samples, the stamp lies outside the images or looks
-            like padding, or the net does not give logits for such images.
+        ValueError: if nobody would be suspected, the detector lacks a training, detector,
+            labeler or defence lack trusted samples, the stamp lies outside the images or
+            looks like padding, or the net does not give logits for such images.
     """
     from counterdoor.models import channel_statistics, check_net
     from counterdoor.stamp import stamp_contrast
 
     check_ledger(ledger, images, "trusted")
     trusted = int(ledger["trusted"].sum())
-    suspects = suspect_count(len(ledger) - trusted, detect.suspect_ratio)
-    recipes = {"warmup": warmup.recipe, "plain": warmup.plain_recipe}
-    for need in sorted(detect.detector.needs):
-        if recipes[need] is None:
-            key = {"warmup": "recipe", "plain": "plain_recipe"}[need]
-            raise ValueError(
-                f"detector {detect.detector.name!r} looks at a net that is not trained: "
-                f"set warmup.{key}, now null"
-            )
-    detect.detector.check(ledger, len(info["class_names"]))
-    relabel.labeler.check(ledger, len(info["class_names"]))
-    stamp.check_fits(*images.shape[-2:])
-    mean, _ = channel_statistics(images)
-    train.recipe.augment.check_stamp(stamp, mean)
+    chosen, suspects = defence.root, 0
+    if chosen.needs_suspects:
+        share = chosen.suspected_share(detect.suspect_ratio)
+        suspects = suspect_count(len(ledger) - trusted, share)
+        _check_detector(detect, warmup)
+        detect.detector.check(ledger, len(info["class_names"]))
+    if chosen.needs_pseudo_labels:
+        relabel.labeler.check(ledger, len(info["class_names"]))
+    used, contrast = chosen.stamp_in_use(stamp), float("nan")
+    if used is not None:
+        used.check_fits(*images.shape[-2:])
+        mean, _ = channel_statistics(images)
+        train.recipe.augment.check_stamp(used, mean)
+        contrast = stamp_contrast(images, used, mean)
     check_net(model.root, images, len(info["class_names"]))
+    chosen.check(images, ledger, len(info["class_names"]), model.root)
     return {
         "report": {
             "n_samples": len(ledger),
             "n_trusted": trusted,
             "n_suspects": suspects,
-            "stamp_contrast": stamp_contrast(images, stamp, mean),
+            "stamp_contrast": contrast,
         }
     }
+
+
+def _check_detector(detect: DetectParams, warmup: WarmupParams) -> None:
+    """Raise ``ValueError`` unless every net that the detector looks at is trained."""
+    settings = {
+        "warmup": ("recipe", warmup.recipe),
+        "plain": ("plain_recipe", warmup.plain_recipe),
+    }
+    for key, recipe in (settings[need] for need in sorted(detect.detector.needs)):
+        if recipe is None:
+            raise ValueError(
+                f"detector {detect.detector.name!r} looks at a net that is not trained: "
+                f"set warmup.{key}, now null"
+            )
 
 
 def warm_up(
@@ -88,6 +113,7 @@ def warm_up(
     model: ModelParams,
     seed: int,
     engine: Engine = DEFAULT,
+    defence: DefenceParams = USUAL_DEFENCE,
 ) -> dict[str, Any]:
     """Warm a net up for the detector, if it looks at one.
 
@@ -100,6 +126,7 @@ def warm_up(
         model: the net.
         seed: the run's seed.
         engine: what to run on.
+        defence: if it needs no suspects, the net stays untrained.
 
     Returns:
         ``net`` (:class:`TrainedNet`) and ``history``; where nothing is trained the
@@ -107,7 +134,7 @@ def warm_up(
 
     Source: NAB, section 4.1; ABL, section 4.2.
     """
-    return _train(images, ledger, info, params.recipe, model, seed, engine, "warmup")
+    return _train(images, ledger, info, params.recipe, model, seed, engine, defence, "warmup")
 
 
 def train_plain(
@@ -119,9 +146,11 @@ def train_plain(
     model: ModelParams,
     seed: int,
     engine: Engine = DEFAULT,
+    defence: DefenceParams = USUAL_DEFENCE,
 ) -> dict[str, Any]:
     """Train a net as usual for the detector, if it looks at one; else as :func:`warm_up`."""
-    return _train(images, ledger, info, params.plain_recipe, model, seed, engine, "plain")
+    recipe = params.plain_recipe
+    return _train(images, ledger, info, recipe, model, seed, engine, defence, "plain")
 
 
 def _train(
@@ -132,11 +161,12 @@ def _train(
     model: ModelParams,
     seed: int,
     engine: Engine,
+    defence: DefenceParams,
     stream: str,
 ) -> dict[str, Any]:
     classes = len(info["class_names"])
     net = build_net(model.root, images, classes, seed=seed, stream=f"{stream}/init")
-    if recipe is None:
+    if recipe is None or not defence.root.needs_suspects:
         fitted = Fit.of(net.state_dict(), [])
     else:
         samples = ledger_samples(images, ledger)

@@ -22,6 +22,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:stamp",
                     "params:model",
                     "params:warmup",
+                    "params:defence",
                 ],
                 outputs={"report": "plan_check"},
                 name="check_plan",
@@ -37,6 +38,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:model",
                     "params:seed",
                     "params:engine",
+                    "params:defence",
                 ],
                 outputs={
                     "net": "warmup_net",
@@ -56,6 +58,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:model",
                     "params:seed",
                     "params:engine",
+                    "params:defence",
                 ],
                 outputs={
                     "net": "plain_net",

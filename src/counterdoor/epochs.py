@@ -1,4 +1,4 @@
-"""Trainings of an attacker that the usual one cannot express: any step, epoch by epoch."""
+"""Trainings that the usual one cannot express: any step, epoch by epoch."""
 
 import logging
 import math
@@ -15,6 +15,9 @@ from counterdoor.seeding import torch_generator
 from counterdoor.training import optimizer_of, progress_of, set_rates
 
 logger = logging.getLogger("counterdoor.training")  # whose records become curves and bars
+
+ATTACKERS = "lower attack.net.recipe.learning_rate, and attack.learning_rate if there is one"
+"""What helps against the divergence of an attacker's training."""
 
 Step = Callable[[Tensor, Tensor, float], dict[str, Tensor]]
 """From images in [0, 1], labels and the fractional epoch to a batch's mean figures."""
@@ -45,20 +48,28 @@ class Epochs:
     """Epochs of any step over the same samples, with a record each.
 
     Args:
-        samples: the clean training set.
+        samples: what to train on.
         recipe: for batch size and augmentation.
         seed: the run's seed.
         engine: what to run on.
+        remedy: what to do if the training diverges.
     """
 
-    def __init__(self, samples: Samples, recipe: Recipe, seed: int, engine: Engine) -> None:
+    def __init__(
+        self, samples: Samples, recipe: Recipe, seed: int, engine: Engine, remedy: str = ATTACKERS
+    ) -> None:
         self._samples = samples
+        self._remedy = remedy
         self._recipe = recipe
         self._seed = seed
         self._feed = Feed(samples, engine, engine.device)
 
-    def __call__(self, stream: str, epochs: int, step: Step) -> None:
+    def __call__(self, stream: str, epochs: int, step: Step) -> list[dict[str, float]]:
         """Take ``step`` on every batch of so many epochs.
+
+        Returns:
+            A record an epoch: ``epoch`` (1-based), the step's figures (means over the
+            epoch), ``seconds`` and ``images_per_second``.
 
         Raises:
             ValueError: if the step's ``loss`` is not finite.
@@ -66,6 +77,7 @@ class Epochs:
         order = torch_generator(self._seed, f"{stream}/order")
         draws = torch_generator(self._seed, f"{stream}/augment")
         n = len(self._samples)
+        records: list[dict[str, float]] = []
         for epoch in range(epochs):
             started, seen, sums = time.perf_counter(), 0, dict[str, Tensor]()
             for images, labels, _ in self._feed(
@@ -80,11 +92,12 @@ class Epochs:
                 seen += len(batch)
             metrics = {name: float(total) / seen for name, total in sums.items()}
             if not math.isfinite(metrics["loss"]):
-                raise ValueError(
-                    f"{stream!r} diverged in epoch {epoch + 1}; lower "
-                    "attack.net.recipe.learning_rate, and attack.learning_rate if there is one"
-                )
-            _report(stream, epoch, epochs, n, metrics, time.perf_counter() - started)
+                raise ValueError(f"{stream!r} diverged in epoch {epoch + 1}; {self._remedy}")
+            seconds = time.perf_counter() - started
+            _report(stream, epoch, epochs, n, metrics, seconds)
+            timing = {"seconds": seconds, "images_per_second": seen / seconds}
+            records.append({"epoch": epoch + 1, **metrics, **timing})
+        return records
 
 
 def _report(
