@@ -11,7 +11,15 @@ from counterdoor.component import Component, Config, members
 from counterdoor.detectors import LGA, Detector, Random
 from counterdoor.labelers import VD, Labeler
 from counterdoor.models import DigitsCNN, Model
-from counterdoor.recipe import Cosine, Flooding, LossTransform, Recipe, Schedule, Steps
+from counterdoor.recipe import (
+    Cosine,
+    Flooding,
+    LocalGradientAscent,
+    LossTransform,
+    Recipe,
+    Schedule,
+    Steps,
+)
 from counterdoor.sources import Parquet, Source
 
 FAMILIES = {
@@ -100,6 +108,7 @@ def test_yaml_round_trip(union, kind, make_component):
         (Labeler, VD(recipe=Recipe(epochs=3, schedule=Cosine(tail_epochs=5)), stamp_inputs=False)),
         (Model, DigitsCNN(width=3)),
         (LossTransform, Flooding(gamma=0.1)),
+        (LossTransform, LocalGradientAscent(gamma=0.1)),
         (Schedule, Steps(milestones=(1, 5), factor=0.2)),
     ],
     ids=lambda value: getattr(value, "name", ""),

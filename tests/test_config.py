@@ -16,18 +16,22 @@ from counterdoor.augment import Augment
 from counterdoor.cli import message
 from counterdoor.config import STAGES, ConfigError, VariantConfigLoader, known, variant_path
 from counterdoor.defences import ABL, NAD, PDB, FinePruning
+from counterdoor.detectors import LN
 from counterdoor.engine import Engine
-from counterdoor.labelers import VD
+from counterdoor.features import Contrast, SimCLR, Views
+from counterdoor.labelers import NC, VD
 from counterdoor.params import (
     AttackParams,
     DefenceParams,
     DetectParams,
+    FeaturesParams,
     IngestParams,
     ModelParams,
     RelabelParams,
     TrainParams,
     WarmupParams,
 )
+from counterdoor.recipe import LocalGradientAscent
 from counterdoor.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
 from counterdoor.stamp import Stamp
 
@@ -37,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-ORDER = ["ingest", "attack", "warmup", "detect", "relabel", "train", "evaluate"]
+ORDER = ["ingest", "attack", "features", "warmup", "detect", "relabel", "train", "evaluate"]
 
 # The first stage whose result each parameter can change, written down by hand.
 FIRST_READ = {
@@ -48,8 +52,9 @@ FIRST_READ = {
     "poison_ratio": "attack",
     "label_mapping": "attack",
     "attack": "attack",
-    "model_name": "warmup",
-    "model": "warmup",
+    "model_name": "features",
+    "model": "features",
+    "features": "features",
     "engine": "attack",
     "warmup": "warmup",
     "detector_name": "detect",
@@ -165,6 +170,7 @@ def test_a_path_changes_with_its_own_and_earlier_parameters_and_with_no_later_on
         "attack",
         "model",
         "engine",
+        "features",
         "warmup",
         "defence",
         "detect",
@@ -236,7 +242,7 @@ def test_two_loaders_do_not_mix_up_their_catalogs(conf):
 
 
 def test_an_unknown_stage_is_refused_with_those_there_are():
-    with pytest.raises(ConfigError, match="no stage 'trian'; the stages are ingest, attack, war"):
+    with pytest.raises(ConfigError, match="no stage 'trian'; the stages are ingest, attack, fea"):
         variant_path(chosen(), "trian")
 
 
@@ -309,8 +315,8 @@ NAMES = {
         "resnet50",
         "vgg16_bn",
     ],
-    "detector_name": ["lga", "random"],
-    "labeler_name": ["drop", "vd"],
+    "detector_name": ["lga", "ln", "random"],
+    "labeler_name": ["drop", "nc", "vd"],
     "defence_name": ["abl", "fp", "nab", "nad", "none", "pdb"],
 }
 CHOSEN = {
@@ -493,6 +499,7 @@ def test_the_environments_are_valid(env):
         ("ingest", IngestParams),
         ("attack", AttackParams),
         ("model", ModelParams),
+        ("features", FeaturesParams),
         ("warmup", WarmupParams),
         ("detect", DetectParams),
         ("relabel", RelabelParams),
@@ -530,6 +537,23 @@ def test_paper_has_the_papers_values():
     assert relabel.labeler == VD()
     assert relabel == RelabelParams(labeler=VD(), trusted_stamps=0)
     assert values["detect"]["suspect_ratio"] == values["ingest"]["trusted_share"] == 0.05
+    views = Views(blur_share=0.5)
+    expected = SimCLR(contrast=Contrast(views=views))
+    assert FeaturesParams.model_validate(values["features"]).root == expected
+
+
+def test_paper_offers_its_other_detector_and_labeler():
+    values = parameters(env="paper", detector_name="ln", labeler_name="nc")
+    assert DetectParams.model_validate(values["detect"]).detector == LN()
+    assert RelabelParams.model_validate(values["relabel"]).labeler == NC()
+    assert values["warmup"]["recipe"] is None
+    mixed = parameters(env="paper", labeler_name="nc")
+    assert mixed["detect"]["detector"] == {"name": "lga"}
+    assert mixed["warmup"]["recipe"]["epochs"] == 20
+    assert mixed["features"] == values["features"]
+    own = parameters(env="paper", warmup={"recipe": {"loss": {"name": "lga"}}})
+    loss = WarmupParams.model_validate(own["warmup"]).recipe.loss
+    assert loss == LocalGradientAscent(gamma=0.5)
 
 
 @pytest.mark.parametrize("model", NAMES["model_name"])

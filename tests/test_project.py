@@ -28,6 +28,7 @@ from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError, Version
 from PIL import Image
 
+from counterdoor.features import SimCLR
 from counterdoor.hooks import ensure_writable
 from counterdoor.io import JSONDataset
 from counterdoor.tracking import EXPERIMENT, TrackingHooks, _MetricsHandler, commit_tags
@@ -547,6 +548,37 @@ def test_another_variant_is_written_elsewhere(ingested, first):
     }
     assert oracles["badnets-0.1-all_to_one"] < 0.12
     assert oracles["badnets-0.3-all_to_one"] > 0.25
+
+
+@pytest.mark.slow
+def test_features_are_learnt_once_and_outlive_a_run_that_needs_none(ingested, small, monkeypatch):
+    """LN with NC learns them and needs no other net, LGA with VD hands them on."""
+    learnt = []
+    learn = SimCLR.__call__
+
+    def counted(self, *args, **kwargs):
+        learnt.append(self.recipe.epochs)
+        return learn(self, *args, **kwargs)
+
+    monkeypatch.setattr(SimCLR, "__call__", counted)
+    few = {key: small[key] for key in ("ingest", "train")} | {"features": {"recipe": {"epochs": 1}}}
+    (ingested.path / "conf" / "local" / "parameters_small.yml").write_text(yaml.safe_dump(few))
+    stages = ["warmup", "detect", "relabel", "train", "evaluate"]
+    version = ingested.run(stages, {"detector_name": "ln", "labeler_name": "nc"})
+    assert learnt == [1]
+    metrics = json.loads(ingested.find("metrics.json", version).read_text())
+    assert 0 <= metrics["pseudo_label_accuracy_on_suspects"] <= 1
+    assert len(pd.read_parquet(ingested.find("warmup_history.parquet", version))) == 0
+    first = ingested.find("features.safetensors", version)
+    other = ingested.run(["warmup"], {"warmup": {"recipe": {"epochs": 1}}})
+    second = ingested.find("features.safetensors", other)
+    assert first.parents[1] == second.parents[1]
+    assert first.read_bytes() == second.read_bytes()
+    third = ingested.run(["relabel"], {"detector_name": "ln", "labeler_name": "nc"})
+    for name in ("plan.parquet", "relabeled_ledger.parquet"):
+        made = [ingested.find(name, each).read_bytes() for each in (version, third)]
+        assert made[0] == made[1]
+    assert learnt == [1]
 
 
 # --- what goes wrong ---------------------------------------------------------------

@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from counterdoor.models import DigitsCNN, build_net
-from counterdoor.recipe import Cosine, CrossEntropy, Flooding, Recipe, Steps, Triangle
+from counterdoor.recipe import (
+    Cosine,
+    CrossEntropy,
+    Flooding,
+    LocalGradientAscent,
+    Recipe,
+    Steps,
+    Triangle,
+)
 
 
 @pytest.mark.parametrize("tail", [0, 5, 80])
@@ -68,6 +76,28 @@ def test_flooding_climbs_below_its_level_and_descends_above(noise):
     assert torch.equal(gradients(Flooding(gamma=loss.item() / 2)(loss)), plain)
 
 
+@pytest.mark.parametrize("level", [0.0, 0.2, 0.5, 0.8, 3.0])
+def test_gradient_ascent_of_a_sample(level):
+    loss = torch.tensor(level, requires_grad=True)
+    turned = LocalGradientAscent(gamma=0.5)(loss)
+    sign = (level > 0.5) - (level < 0.5)
+    assert turned.item() == pytest.approx(sign * level)
+    turned.backward()
+    assert loss.grad.item() == sign
+
+
+def test_gradient_ascent_of_a_mean_would_be_flooding():
+    """So it has to be the samples' own losses that are compared with gamma."""
+    slopes = []
+    for transform in (LocalGradientAscent(gamma=0.5), Flooding(gamma=0.5)):
+        losses = torch.tensor([0.1, 0.2, 0.3], requires_grad=True)
+        transform(losses.mean()).backward()
+        slopes.append(losses.grad.tolist())
+    assert slopes[0] == slopes[1]
+    assert LocalGradientAscent.of_samples
+    assert not Flooding.of_samples
+
+
 def test_cross_entropy_is_left_alone():
     loss = torch.tensor(1.25)
     assert CrossEntropy()(loss) is loss
@@ -77,6 +107,7 @@ def test_cross_entropy_is_left_alone():
     ("kind", "settings"),
     [
         (Flooding, {"gamma": 0}),
+        (LocalGradientAscent, {"gamma": 0}),
         (Cosine, {"tail_epochs": -1}),
         (Steps, {"factor": 0}),
         (Triangle, {"peak": 0}),

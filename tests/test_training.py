@@ -1,5 +1,6 @@
 """The training loop against a loop written out by hand, and everything it refuses."""
 
+import copy
 import logging
 import math
 
@@ -16,7 +17,15 @@ from counterdoor.engine import Engine
 from counterdoor.feed import Samples
 from counterdoor.models import DigitsCNN, NormalisedNet, ResNet18, build_net
 from counterdoor.muon import orthogonalised
-from counterdoor.recipe import CrossEntropy, Flooding, MuonRule, Recipe, Steps, Triangle
+from counterdoor.recipe import (
+    CrossEntropy,
+    Flooding,
+    LocalGradientAscent,
+    MuonRule,
+    Recipe,
+    Steps,
+    Triangle,
+)
 from counterdoor.seeding import torch_generator
 from counterdoor.stamp import Stamp
 from counterdoor.training import (
@@ -194,6 +203,10 @@ def slow_fit(net, samples, recipe, seed, stream, stamp):
             used = loss
             if isinstance(recipe.loss, Flooding):
                 used = (loss - recipe.loss.gamma).abs() + recipe.loss.gamma
+            if isinstance(recipe.loss, LocalGradientAscent):
+                each = -(share * F.log_softmax(logits, 1)).sum(1)
+                signs = [1.0 if value > recipe.loss.gamma else -1.0 for value in each.tolist()]
+                used = (torch.tensor(signs) * each).mean()
             gradients = torch.autograd.grad(used, list(net.parameters()))
             with torch.no_grad():
                 for parameter, gradient, momentum in zip(
@@ -226,6 +239,7 @@ def slow_fit(net, samples, recipe, seed, stream, stamp):
         {"weight_decay": 0.05, "momentum": 0.5},
         {"label_smoothing": 0.1},
         {"loss": Flooding(gamma=1.5)},
+        {"loss": LocalGradientAscent(gamma=1.4)},
         {"augment": Augment(crop_padding=2)},
         {"augment": Augment(crop_padding=2, flip=True)},
         {"batch_size": 40},
@@ -463,8 +477,65 @@ def test_streaming_gives_the_same_bits(case, mapped, tmp_path):
     )
 
 
+class Pairs:
+    """An objective: each image and its negative are of a class of their own."""
+
+    def inputs(self, images_nchw, generator):
+        shift = torch.randint(9, (1,), generator=generator).float()
+        whole = images_nchw.float()
+        return torch.cat([(whole + shift).clamp(max=255), 255 - whole])
+
+    def targets(self, outputs):
+        return outputs, torch.arange(len(outputs)) // (len(outputs) // 2)
+
+    def model_dump_json(self):
+        return "pairs"
+
+
+def test_an_objective_is_trained_for_in_place_of_the_labels(case):
+    net, samples = case
+    bare = make_samples(samples.images_nchw)
+    recipe = Recipe(epochs=2, batch_size=20, learning_rate=0.02, augment=Augment(flip=True))
+    fitted = fit(net, bare, recipe, seed=1, stream="x", objective=Pairs(), engine=CPU)
+    # The same by hand.
+    other = copy.deepcopy(net).train()
+    optimiser = torch.optim.SGD(other.parameters(), 0.02, momentum=0.9, weight_decay=1e-4)
+    order, draws = (torch_generator(1, f"x/{name}") for name in ("order", "augment"))
+    for epoch in range(2):
+        losses, right = [], []
+        optimiser.param_groups[0]["lr"] = 0.02 * recipe.schedule(epoch, 2)
+        for batch in torch.randperm(len(bare), generator=order).split(20):
+            images = torch.tensor(bare.images_nchw[batch.numpy()])
+            logits, labels = Pairs().targets(other(Pairs().inputs(images, draws) / 255))
+            optimiser.zero_grad()
+            F.cross_entropy(logits, labels).backward()
+            optimiser.step()
+            losses += F.cross_entropy(logits, labels, reduction="none").tolist()
+            right += (logits.argmax(1) == labels).tolist()
+        row = fitted.history.iloc[epoch]
+        assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+        assert row["accuracy"] == pytest.approx(np.mean(right), rel=1e-4)
+    for name, tensor in other.state_dict().items():
+        torch.testing.assert_close(fitted.state[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_an_objective_takes_one_process_and_no_stamp(case):
+    net, samples = case
+    for given, engine in (
+        (samples, CPU),
+        (make_samples(samples.images_nchw), Engine(accelerator="cpu", devices=2)),
+    ):
+        with pytest.raises(ValueError, match="takes one process and samples without stamps"):
+            fit(
+                *(net, given, Recipe(epochs=1)),
+                seed=1, stream="x", stamp=WHITE, objective=Pairs(), engine=engine,
+            )  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", [CrossEntropy(), Flooding(gamma=1.5)], ids=str)
+@pytest.mark.parametrize(
+    "loss", [CrossEntropy(), Flooding(gamma=1.5), LocalGradientAscent(gamma=2.3)], ids=str
+)
 def test_two_processes_give_the_result_of_one(loss, digits, tmp_path, caplog):
     """Same batches, batch norm over both shares, flooding of the whole batch's loss.
 

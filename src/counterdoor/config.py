@@ -10,11 +10,13 @@ from kedro.config import OmegaConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
 # What each stage adds to the path of its artifacts, and the parameters it reads;
-# a stage's path holds those of all stages before it as well.
+# a stage's path holds those of all stages before it as well. The features, made in warmup,
+# have a path of their own, so that all detectors and labelers share them.
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ingest": (("source_name",), ("seed", "ingest")),
     "attack": (("attack_name", "poison_ratio", "label_mapping"), ("attack", "engine")),
-    "warmup": (("model_name",), ("model", "warmup", "defence")),
+    "features": (("model_name",), ("model", "features")),
+    "warmup": ((), ("warmup", "defence")),
     "detect": (("detector_name",), ("detect",)),
     "relabel": (("labeler_name",), ("relabel", "stamp")),
     "train": (("defence_name",), ("train",)),

@@ -53,6 +53,11 @@ class Engine(Config):
             return torch.device(self.accelerator)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    @property
+    def processes(self) -> int:
+        """How many work together, on all machines."""
+        return self.devices * self.num_nodes
+
     def resolved_precision(self) -> Precision:
         """The precision that ``auto`` stands for on this machine."""
         if self.precision != "auto":
@@ -61,7 +66,7 @@ class Engine(Config):
 
     def resolved_strategy(self) -> str:
         """The strategy that ``auto`` stands for with so many processes."""
-        if self.strategy != "auto" or self.devices * self.num_nodes == 1:
+        if self.strategy != "auto" or self.processes == 1:
             return self.strategy
         return "ddp_spawn"
 

@@ -6,6 +6,7 @@ from counterdoor.attacks import Attack
 from counterdoor.component import Config
 from counterdoor.defences import NAB, Defence
 from counterdoor.detectors import Detector
+from counterdoor.features import SimCLR
 from counterdoor.labelers import Labeler
 from counterdoor.models import Model
 from counterdoor.recipe import Recipe
@@ -47,6 +48,12 @@ class DefenceParams(RootModel[Defence]):
 
 
 USUAL_DEFENCE = DefenceParams(NAB())
+
+
+class FeaturesParams(RootModel[SimCLR]):
+    """How features are learnt without labels; ``root`` is the method."""
+
+    model_config = ConfigDict(frozen=True)
 
 
 class WarmupParams(Config):

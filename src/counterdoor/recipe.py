@@ -1,7 +1,7 @@
 """How a net is trained: loss transform, learning-rate schedule, optimiser, augmentation."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -13,6 +13,8 @@ from counterdoor.component import Component, Config
 class CrossEntropy(Component):
     """The batch-mean cross-entropy as it is."""
 
+    of_samples: ClassVar[bool] = False
+
     name: Literal["cross_entropy"] = "cross_entropy"
 
     def __call__(self, loss: Tensor) -> Tensor:
@@ -20,16 +22,40 @@ class CrossEntropy(Component):
         return loss
 
 
+class LocalGradientAscent(Component):
+    """Local gradient ascent as ABL writes it: the mean of sign(L - gamma) * L over the samples.
+
+    Each sample below gamma is unlearnt, each above it learnt. With the batch's mean in place
+    of L, as ABL's code has it, the gradient would be that of flooding.
+
+    Source: ABL (Li et al., NeurIPS 2021), section 4.2, equation 2.
+
+    Attributes:
+        gamma: the level that every sample's loss is held at, in nats.
+    """
+
+    of_samples: ClassVar[bool] = True
+
+    name: Literal["lga"] = "lga"
+    gamma: float = Field(default=0.5, gt=0)
+
+    def __call__(self, loss: Tensor) -> Tensor:
+        """sign(loss - gamma) * loss, element by element."""
+        return (loss - self.gamma).sign() * loss
+
+
 class Flooding(Component):
     """Local gradient ascent as the authors run it: |L - gamma| + gamma on the batch mean L.
 
     Below gamma the gradient turns round, so that samples that are learnt fast,
     and poisoned ones above all, stand out by their low loss. (ABL, section 4.2,
-    calls this form flooding and prefers sign(L - gamma) * L.)
+    calls this form flooding; its own is :class:`LocalGradientAscent`.)
 
     Attributes:
         gamma: the level that the mean loss is held at, in nats.
     """
+
+    of_samples: ClassVar[bool] = False
 
     name: Literal["flooding"] = "flooding"
     gamma: float = Field(default=0.5, gt=0)
@@ -45,6 +71,8 @@ class Ascent(Component):
     Source: ABL, section 4.2, the second term of the global gradient ascent.
     """
 
+    of_samples: ClassVar[bool] = False
+
     name: Literal["ascent"] = "ascent"
 
     def __call__(self, loss: Tensor) -> Tensor:
@@ -52,8 +80,11 @@ class Ascent(Component):
         return -loss
 
 
-LossTransform = Annotated[CrossEntropy | Flooding | Ascent, Field(discriminator="name")]
-"""What is done to a batch's mean cross-entropy before the gradient."""
+LossTransform = Annotated[
+    CrossEntropy | Flooding | LocalGradientAscent | Ascent, Field(discriminator="name")
+]
+"""What is done to the cross-entropy before the gradient: to a batch's mean, or with
+``of_samples`` to each sample's, of which the mean is taken afterwards."""
 
 
 class Cosine(Component):
@@ -144,7 +175,7 @@ class Recipe(Config):
         nesterov: Nesterov's form of the momentum.
         schedule: learning-rate schedule.
         augment: augmentation of every batch, before the stamp.
-        loss: transform of the batch-mean cross-entropy.
+        loss: transform of the cross-entropy.
         label_smoothing: of the cross-entropy, in [0, 1).
         muon: another rule for the convolutions; ``None`` for SGD on all.
     """

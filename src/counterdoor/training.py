@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -63,6 +63,22 @@ class Fit:
         return cls(state, pd.DataFrame(records, columns=HISTORY_COLUMNS))
 
 
+class Objective(Protocol):
+    """What a net may be trained for in place of the samples' labels; a configuration as well."""
+
+    def inputs(self, images_nchw: Tensor, generator: torch.Generator) -> Tensor:
+        """What the net sees of a uint8 batch, in place of the recipe's augmentation, in [0, 255].
+
+        A multiple of the batch in length.
+        """
+
+    def targets(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """From the net's outputs to logits and the class of each."""
+
+    def model_dump_json(self) -> str:
+        """All that it depends on."""
+
+
 @dataclass(frozen=True)
 class _Job:
     """All that a training depends on; the same job gives the same net."""
@@ -74,6 +90,7 @@ class _Job:
     stream: str
     stamp: Stamp | None
     engine: Engine
+    objective: Objective | None = None
 
     def digest(self) -> str:
         """SHA-256 of everything, the images included: the name of its checkpoint."""
@@ -83,6 +100,7 @@ class _Job:
             "engine": self.engine.model_dump(mode="json", exclude={"data", "resident_mb"}),
             "seed": self.seed,
             "stream": self.stream,
+            "objective": self.objective.model_dump_json() if self.objective else None,
             "torch": torch.__version__,
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -106,6 +124,7 @@ def fit(
     seed: int,
     stream: str,
     stamp: Stamp | None = None,
+    objective: Objective | None = None,
     engine: Engine = DEFAULT,
 ) -> Fit:
     """Train a net and return its weights and history. ``net`` itself is left as it was.
@@ -131,10 +150,12 @@ def fit(
             "steps", "metrics", "progress"}``, one an epoch, and at level DEBUG
             with ``extra={"progress"}`` a few times a second.
         stamp: needed if any sample is stamped.
+        objective: what to train for if not for the labels; in one process, without a stamp.
         engine: what to run on.
 
     Raises:
-        ValueError: if a sample is stamped and no stamp is given, the stamp does
+        ValueError: if a sample is stamped and no stamp is given, or an objective is, or
+            there are several processes for an objective, the stamp does
             not fit the images or has the colour of the augmentation's padding,
             a label is not one of the net's classes, the engine is not to be had
             here, or the training diverges.
@@ -144,8 +165,10 @@ def fit(
             raise ValueError("some samples are stamped, but no stamp was given")
         stamp.check_fits(*samples.images_nchw.shape[-2:])
         recipe.augment.check_stamp(stamp, net.mean)
+    if objective is not None and (samples.stamped is not None or engine.processes > 1):
+        raise ValueError("an objective of its own takes one process and samples without stamps")
     fabric = engine.fabric()
-    job = _Job(net, samples, recipe, seed, stream, stamp, engine)
+    job = _Job(net, samples, recipe, seed, stream, stamp, engine, objective)
     checkpoint = Checkpoint.of(stream, job.digest)
     train = partial(_train, job=job, checkpoint=checkpoint)
     if not engine.resolved_strategy().endswith(("spawn", "fork")):
@@ -267,7 +290,8 @@ def _epoch(
     least = max(2 if n > 1 else 1, fabric.world_size)
     for images, labels, flags in feed(shuffled_batches(n, recipe.batch_size, order, least)):
         set_rates(stepper, recipe.schedule(epoch + seen / n, recipe.epochs))
-        batch = recipe.augment(images, draws)
+        augment = recipe.augment if job.objective is None else job.objective.inputs
+        batch = augment(images, draws)
         whole = len(batch)
         batch, labels = batch[mine], labels[mine]
         flags = None if flags is None else flags[mine]
@@ -275,14 +299,17 @@ def _epoch(
         if job.stamp is not None and flags is not None:
             batch = apply_stamp(batch, job.stamp, mean, flags)
         logits = module(batch)
+        if job.objective is not None:
+            logits, labels = job.objective.targets(logits)
         if epoch == 0:
             _check_labels(labels, logits.shape[1])
         stepper.zero_grad(set_to_none=True)
         loss = _backward(fabric, recipe, logits, labels, whole)
         stepper.step()
-        total_loss += loss * whole
-        total_correct += (logits.detach().argmax(1) == labels).sum()
-        seen += whole
+        total_loss += loss * len(images)
+        views = whole // len(images)
+        total_correct += (logits.detach().argmax(1) == labels).sum() / views
+        seen += len(images)
         now = time.perf_counter()
         if now - reported > TICK_SECONDS and logger.isEnabledFor(logging.DEBUG):
             reported = now
@@ -308,8 +335,15 @@ def _backward(
     """Gradient of the transformed loss; returns the batch-mean cross-entropy itself.
 
     With several processes ``logits`` and ``labels`` are this one's share of ``whole``
-    samples; the transform is of the mean over all, and DDP averages the gradients.
+    samples; a transform of the mean is of that over all, and DDP averages the gradients.
     """
+    if recipe.loss.of_samples:
+        losses = F.cross_entropy(
+            logits, labels, reduction="none", label_smoothing=recipe.label_smoothing
+        )
+        fabric.backward(recipe.loss(losses).sum() / whole * fabric.world_size)
+        mine = losses.detach().sum() / whole
+        return fabric.all_reduce(mine, reduce_op="sum") if fabric.world_size > 1 else mine  # type: ignore[return-value]
     if fabric.world_size == 1:
         loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         fabric.backward(recipe.loss(loss))

@@ -25,7 +25,9 @@ def case(request, noise):
     labels.setflags(write=False)
     trusted.setflags(write=False)
     nets = (build_net(DigitsCNN(width=2), images, 4, seed=0, stream=name) for name in "xy")
-    return Evidence(images, labels, trusted, 4, *nets)
+    features = np.random.default_rng(0).normal(size=(23, 6)).astype(np.float32)
+    features.setflags(write=False)
+    return Evidence(images, labels, trusted, 4, *nets, features)
 
 
 def test_scores_are_one_number_a_sample(detector, case):
@@ -46,7 +48,7 @@ def test_inputs_are_left_as_they_are(detector, case):
     before = copy.deepcopy(case)
     random_before = torch.get_rng_state()
     detector(case, seed=1)
-    for name in ("images_nchw", "labels", "trusted"):
+    for name in ("images_nchw", "labels", "trusted", "features"):
         np.testing.assert_array_equal(getattr(case, name), getattr(before, name))
     for name in ("warmup_net", "plain_net"):
         net, state = getattr(case, name), getattr(before, name).state_dict()
@@ -54,11 +56,14 @@ def test_inputs_are_left_as_they_are(detector, case):
     assert torch.equal(torch.get_rng_state(), random_before)
 
 
-def test_it_looks_at_no_net_that_it_does_not_name(detector, case):
-    given = {need: getattr(case, f"{need}_net") for need in detector.needs}
-    bare = dataclasses.replace(case, warmup_net=None, plain_net=None)
-    enough = dataclasses.replace(bare, **{f"{need}_net": net for need, net in given.items()})
+PLACES = {"warmup": "warmup_net", "plain": "plain_net", "features": "features"}
+
+
+def test_it_looks_at_nothing_trained_that_it_does_not_name(detector, case):
+    given = {PLACES[need]: getattr(case, PLACES[need]) for need in detector.needs}
+    bare = dataclasses.replace(case, **dict.fromkeys(PLACES.values()))
+    enough = dataclasses.replace(bare, **given)
     np.testing.assert_array_equal(detector(enough, seed=1), detector(case, seed=1))
     if detector.needs:
-        with pytest.raises(ValueError, match=r"needs the .* net, but the evidence has none"):
+        with pytest.raises(ValueError, match=r"needs the .*, but the evidence has none"):
             detector(bare, seed=1)

@@ -1,5 +1,6 @@
 """Each detector against its definition, and the rule from scores to suspects."""
 
+import dataclasses
 import math
 import re
 from fractions import Fraction
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from counterdoor.detectors import LGA, Evidence, Random, select_suspects
+from counterdoor.detectors import LGA, LN, Evidence, Random, select_suspects
 from counterdoor.detectors.base import suspect_count
 from counterdoor.models import DigitsCNN, build_net
 
@@ -124,3 +125,68 @@ def test_nobody_selected_names_a_ratio_that_selects_somebody(eligible):
     assert f"suspect_ratio {ratio} of {eligible} untrusted samples" in message
     remedy = float(re.search(r"use at least ([\d.e-]+)", message)[1])
     assert suspect_count(eligible, remedy) >= 1
+
+
+def slow_symmetric(logits, label, cross, reverse):
+    highest = max(logits)
+    total = sum(math.exp(value - highest) for value in logits)
+    shares = [math.exp(value - highest) / total for value in logits]
+    forward = -(logits[label] - highest - math.log(total))
+    backward = 0.0
+    for k, share in enumerate(shares):
+        believed = 1.0 if k == label else 1e-4
+        backward -= max(share, 1e-7) * math.log(believed)
+    return cross * forward + reverse * backward
+
+
+@pytest.mark.parametrize("weights", [(0.1, 1.0), (1.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+def test_ln_losses_are_the_symmetric_cross_entropy(weights, spread):
+    generator = torch.Generator().manual_seed(2)
+    logits = spread * torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    labels = torch.arange(40) % 5
+    losses = LN(cross_entropy=weights[0], reverse=weights[1]).losses(logits, labels)
+    for i in range(40):
+        expected = slow_symmetric(logits[i].tolist(), int(labels[i]), *weights)
+        assert losses[i].item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_ln_suspects_what_is_mislabelled():
+    generator = np.random.default_rng(0)
+    true = np.arange(600) % 5
+    centres = 3 * generator.normal(size=(5, 8))
+    features = (centres[true] + generator.normal(size=(600, 8))).astype(np.float32)
+    wrong = generator.random(600) < 0.1
+    labels = np.where(wrong, 0, true)
+    wrong &= true != 0
+    given = Evidence(np.zeros((600, 1, 2, 2), np.uint8), labels, np.zeros(600, bool), 5)
+    given = dataclasses.replace(given, features=features)
+    for standardise in (False, True):
+        scores = LN(standardise=standardise)(given, seed=0)
+        found = select_suspects(scores, np.ones(600, dtype=bool), 0.05)
+        assert wrong[found].mean() > 0.9
+
+
+def test_ln_standardised_does_not_see_the_scale():
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(50, 4)).astype(np.float32)
+    given = evidence(np.zeros((50, 1, 2, 2), np.uint8), np.arange(50) % 5)
+    scores = [
+        LN(standardise=True, epochs=2)(dataclasses.replace(given, features=each), seed=0)
+        for each in (features, 8 * features + 4)
+    ]
+    np.testing.assert_allclose(*scores, rtol=1e-4)
+
+
+def test_ln_default_is_the_authors():
+    detector = LN()
+    assert (detector.epochs, detector.batch_size, detector.learning_rate) == (10, 128, 2e-3)
+    assert (detector.cross_entropy, detector.reverse) == (0.1, 1.0)
+
+
+def test_ln_varies_with_the_seed():
+    features = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    given = evidence(np.zeros((50, 1, 2, 2), np.uint8), np.arange(50) % 5)
+    given = dataclasses.replace(given, features=features)
+    first, other = (LN(epochs=1)(given, seed=seed) for seed in (0, 1))
+    assert not np.array_equal(first, other)

@@ -32,9 +32,14 @@ def ledger():
     return new_ledger(labels, trusted).assign(score=0.0, suspect=np.arange(30) >= 25)
 
 
-def call(labeler, images, ledger, seed=0):
+FEATURES = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
+FEATURES.setflags(write=False)
+
+
+def call(labeler, images, ledger, seed=0, features=FEATURES):
     labeler.check(ledger, K)
-    return labeler(images, ledger, K, model=MODEL, stamp=Stamp(colour="white"), seed=seed)
+    given = {"model": MODEL, "stamp": Stamp(colour="white"), "features": features}
+    return labeler(images, ledger, K, seed=seed, **given)
 
 
 def test_labels_are_one_class_a_sample_or_dropped(labeler, images, ledger):
@@ -63,3 +68,12 @@ def test_labels_given_to_the_suspects_are_not_believed(labeler, images, ledger):
     """A labeler that copied them would undo nothing."""
     lied = ledger.assign(label=ledger["label"].where(~ledger["suspect"], 0))
     np.testing.assert_array_equal(call(labeler, images, ledger), call(labeler, images, lied))
+
+
+def test_it_looks_at_features_if_it_says_so_only(labeler, images, ledger):
+    if labeler.needs_features:
+        with pytest.raises(ValueError, match="needs features, but was given none"):
+            call(labeler, images, ledger, features=None)
+    else:
+        bare = call(labeler, images, ledger, features=None)
+        np.testing.assert_array_equal(bare, call(labeler, images, ledger))

@@ -1,12 +1,13 @@
 """Each labeler against what it is said to do."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from counterdoor.feed import Samples
-from counterdoor.labelers import VD, Drop
+from counterdoor.labelers import NC, VD, Drop
 from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.models import DigitsCNN, build_net
 from counterdoor.recipe import Recipe
@@ -110,3 +111,59 @@ def test_drop_drops(digits, ledger):
 
 def test_drop_needs_no_trusted_sample(digits, ledger):
     Drop().check(ledger.assign(trusted=False), 10)
+
+
+@pytest.fixture
+def clouds():
+    """60 samples about 4 far centres in 5 dimensions, a third of them suspect, all those mislabelled.
+
+    Class 3 has no unsuspected sample.
+    """
+    generator = np.random.default_rng(3)
+    true = generator.integers(0, 3, 60)
+    features = generator.normal(size=(4, 5))[true] * 3 + generator.normal(size=(60, 5)) + 1
+    suspect = np.arange(60) % 3 == 0
+    labels = np.where(suspect, 3, true)
+    ledger = new_ledger(labels, np.zeros(60, dtype=bool)).assign(suspect=suspect)
+    return features.astype(np.float32), ledger, true
+
+
+def slow_nearest(features, labels, suspect, scaling):
+    """Sample by sample, number by number."""
+    rows = [[float(value) for value in row] for row in features]
+    if scaling == "unit":
+        rows = [[v / math.sqrt(sum(w * w for w in row)) for v in row] for row in rows]
+    if scaling == "standardise":
+        columns = []
+        for column in zip(*rows, strict=True):
+            mean = sum(column) / len(column)
+            deviation = math.sqrt(sum((v - mean) ** 2 for v in column) / len(column))
+            columns.append([(v - mean) / deviation for v in column])
+        rows = [list(row) for row in zip(*columns, strict=True)]
+    centres = {}
+    for label in sorted(set(labels.tolist())):
+        own = [row for row, y, s in zip(rows, labels, suspect, strict=True) if y == label and not s]
+        if own:
+            centres[label] = [sum(column) / len(own) for column in zip(*own, strict=True)]
+    return [min(centres, key=lambda label: math.dist(centres[label], row)) for row in rows]
+
+
+@pytest.mark.parametrize("scaling", ["none", "unit", "standardise"])
+def test_nc_is_the_nearest_centre_of_the_unsuspected(noise, clouds, scaling):
+    features, ledger, true = clouds
+    given = {"model": MODEL, "stamp": Stamp(colour="white"), "features": features}
+    labels = NC(scaling=scaling)(noise(60), ledger, 4, seed=0, **given)
+    suspect = ledger["suspect"].to_numpy()
+    assert labels.tolist() == slow_nearest(features, ledger["label"], suspect, scaling)
+    assert (labels == true)[suspect].mean() > 0.8
+
+
+def test_nc_refuses_a_single_class(noise, clouds):
+    features, ledger, _ = clouds
+    given = {"model": MODEL, "stamp": Stamp(colour="white"), "features": features}
+    with pytest.raises(ValueError, match=r"have 1 label\(s\), but 'nc' compares classes; lower"):
+        NC()(noise(60), ledger.assign(label=2), 4, seed=0, **given)
+
+
+def test_nc_needs_no_trusted_sample(ledger):
+    NC().check(ledger.assign(trusted=False), 10)

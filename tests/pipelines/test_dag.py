@@ -35,7 +35,7 @@ FOLDERS = {
     "evaluate": "08_reporting",
 }
 DEFENCE = ("warmup", "detect", "relabel", "train")
-CACHED = {"cached_attack_preparation": "attack_preparation"}
+CACHED = {"cached_attack_preparation": "attack_preparation", "cached_features": "features"}
 """What is read before its stage writes it anew, and the data set whose file it is."""
 TEST_SET = {"test_images", "test_ledger", "triggered_test_images"}
 
@@ -208,7 +208,8 @@ def test_a_path_depends_on_every_parameter_that_its_artifact_depends_on(nodes, p
     """Walk back from each artifact and gather what is read on the way.
 
     ``plan_check`` is the one artifact of which only the existence counts: a warm-up does
-    not depend on the parameters that the check looked at.
+    not depend on the parameters that the check looked at. Detector and labeler decide
+    whether features are learnt, but have no part in what they are.
     """
     entries = yaml.safe_load((ROOT / "conf" / "base" / "catalog.yml").read_text())
 
@@ -218,6 +219,8 @@ def test_a_path_depends_on_every_parameter_that_its_artifact_depends_on(nodes, p
             return set()
         seen.add(node.name)
         keys = parameters_of(node)
+        if node.name == "learn_features":
+            keys -= {"detect", "relabel"}
         for source in reads(node) - {"plan_check", *CACHED}:
             keys |= needed(source, seen)
         return keys
@@ -288,10 +291,15 @@ def test_no_node_reads_all_parameters(nodes):
 
 
 def test_nothing_is_trained_before_the_plan_is_checked(nodes, producers):
-    trainers = [node for node in nodes if any(name.endswith("_net") for name in node.outputs)]
+    trainers = [
+        node
+        for node in nodes
+        if any(name.endswith("_net") or name == "features" for name in node.outputs)
+    ]
     assert {node.name for node in trainers} == {
         "warm_up",
         "train_plain",
+        "learn_features",
         "train_undefended",
         "train_defended",
     }
@@ -320,3 +328,17 @@ def test_the_layers_have_no_cycle(catalog, nodes):
                     layers[target].add(source)
     order = list(TopologicalSorter(layers).static_order())  # raises CycleError
     assert order == ORDER
+
+
+def test_features_are_shared_by_all_detectors_and_labelers(catalog):
+    path = str(catalog["features"]._filepath)
+    assert path == str(catalog["cached_features"]._filepath)
+    entries = yaml.safe_load((ROOT / "conf" / "base" / "catalog.yml").read_text())
+    assert "${variant:features}" in entries["features"]["filepath"]
+    later = {"warmup", "detect", "relabel", "detector_name", "labeler_name"}
+    assert not variant_keys(path, "features") & later
+
+
+def test_features_know_no_label(nodes):
+    (node,) = [node for node in nodes if node.name == "learn_features"]
+    assert reads(node) == {"images", "plan_check", "cached_features"}

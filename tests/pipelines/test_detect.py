@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
+from counterdoor.detectors import LN, Evidence
 from counterdoor.ledger import new_ledger
 from counterdoor.models import DigitsCNN, TrainedNet, build_net
 from counterdoor.params import DefenceParams, DetectParams
@@ -88,3 +90,18 @@ def test_a_ledger_of_other_images_is_refused(case):
         run((images[:-1], ledger, net))
     with pytest.raises(ValueError, match="no column trusted"):
         run((images, ledger.drop(columns="trusted"), net))
+
+
+def test_features_reach_the_detector_that_needs_them(case):
+    images, ledger, net = case
+    info = {"class_names": ["a", "b", "c", "d"]}
+    params = DetectParams(detector={"name": "ln"}, suspect_ratio=0.2)
+    values = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    artifact = {"features": torch.tensor(values)}
+    untrained = dataclasses.replace(net, state={})
+    result = detect(images, ledger, info, untrained, untrained, params, 3, features=artifact)
+    labels, trusted = ledger["label"].to_numpy(), ledger["trusted"].to_numpy()
+    expected = LN()(Evidence(images, labels, trusted, 4, features=values), seed=3)
+    np.testing.assert_array_equal(result["ledger"]["score"], expected)
+    with pytest.raises(ValueError, match="features are needed but have not been learnt"):
+        detect(images, ledger, info, untrained, untrained, params, 3)

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
+from counterdoor.labelers import NC
 from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.params import DefenceParams, ModelParams, RelabelParams
 from counterdoor.pipelines.relabel.nodes import relabel
@@ -103,3 +105,15 @@ def test_refused_settings(settings):
 def test_trusted_stamps_may_be_a_yes_or_no(given, copies):
     params = RelabelParams(labeler={"name": "drop"}, trusted_stamps=given)
     assert params.trusted_stamps == copies
+
+
+def test_features_reach_the_labeler_that_needs_them(case):
+    images, ledger = case
+    params = RelabelParams(labeler={"name": "nc"}, trusted_stamps=0)
+    values = np.random.default_rng(0).normal(size=(48, 6)).astype(np.float32)
+    given = (images, ledger, INFO, params, MODEL, Stamp(colour="white"), 0)
+    result = relabel(*given, features={"features": torch.tensor(values)})
+    expected = NC()(images, ledger, 3, model=MODEL.root, stamp=Stamp(), seed=0, features=values)
+    assert result["ledger"]["pseudo_label"].tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="features are needed but have not been learnt"):
+        relabel(*given)

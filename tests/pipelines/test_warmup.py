@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from counterdoor.features import SimCLR
 from counterdoor.ledger import new_ledger
 from counterdoor.models import build_net
 from counterdoor.params import (
     DefenceParams,
     DetectParams,
+    FeaturesParams,
     ModelParams,
     RelabelParams,
     TrainParams,
     WarmupParams,
 )
-from counterdoor.pipelines.warmup.nodes import check_plan, train_plain, warm_up
+from counterdoor.pipelines.warmup.nodes import check_plan, learn_features, train_plain, warm_up
 from counterdoor.recipe import Flooding, Recipe
 from counterdoor.relabeling import ledger_samples
 from counterdoor.stamp import Stamp
@@ -26,6 +28,7 @@ INFO = {"class_names": ["a", "b", "c"]}
 MODEL = ModelParams({"name": "digits_cnn", "width": 2, "hidden": 4})
 VD = {"labeler": {"name": "vd", "recipe": {"epochs": 1}}, "trusted_stamps": 1}
 ONE_EPOCH = {"epochs": 1}
+FEATURES = FeaturesParams({"projection": 4, "recipe": {"epochs": 1, "batch_size": 20}})
 DROP = {"labeler": {"name": "drop"}, "trusted_stamps": 0}
 
 
@@ -60,6 +63,7 @@ def check(
         stamp or Stamp(colour="white"),
         model,
         WarmupParams(recipe=recipe),
+        FEATURES,
         DefenceParams({"name": defence, **settings}),
     )["report"]
 
@@ -228,3 +232,68 @@ def test_nothing_is_trained_without_a_recipe(noise, node):
     assert len(result["history"]) == 0
     assert {"epoch", "loss", "images_per_second"} <= set(result["history"])
     assert result["net"].build()(torch.zeros(1, 1, 12, 12)).shape == (1, 3)
+
+
+LN_VD, LGA_NC, LN_NC, LGA_VD = [
+    {
+        "detect": DetectParams(detector={"name": detector}, suspect_ratio=0.1),
+        "relabel": RelabelParams(labeler={"name": labeler}, trusted_stamps=0),
+    }
+    for detector, labeler in (("ln", "vd"), ("lga", "nc"), ("ln", "nc"), ("lga", "vd"))
+]
+
+
+@pytest.fixture
+def learnings(monkeypatch):
+    """Counts how often features are learnt."""
+    seen = []
+    learn = SimCLR.__call__
+
+    def counted(self, *args, **kwargs):
+        seen.append(kwargs["seed"])
+        return learn(self, *args, **kwargs)
+
+    monkeypatch.setattr(SimCLR, "__call__", counted)
+    return seen
+
+
+@pytest.mark.parametrize("needy", [LN_VD, LGA_NC, LN_NC])
+def test_features_are_learnt_if_anybody_needs_them(noise, learnings, needy):
+    images = noise(60)
+    given = (images, {}, FEATURES, MODEL)
+    made = learn_features(*given, **needy, seed=7)["features"]
+    assert learnings == [7]
+    expected = FEATURES.root(images, model=MODEL.root, seed=7)
+    np.testing.assert_array_equal(made["features"].numpy(), expected)
+    assert made["features"].shape == (60, 4)
+
+
+def test_features_that_nobody_needs_are_not_learnt(noise, learnings):
+    made = learn_features(noise(60), {}, FEATURES, MODEL, **LGA_VD, seed=7)["features"]
+    assert learnings == []
+    assert len(made["features"]) == 0
+
+
+@pytest.mark.parametrize("who", [LN_VD, LGA_VD])
+def test_what_was_learnt_is_handed_on_whoever_needs_it(noise, learnings, who):
+    cached = {"features": torch.ones(60, 3)}
+    made = learn_features(noise(60), {}, FEATURES, MODEL, **who, seed=7, cached=cached)["features"]
+    assert learnings == []
+    assert torch.equal(made["features"], torch.ones(60, 3))
+
+
+def test_an_empty_artifact_is_no_features(noise, learnings):
+    cached = {"features": torch.zeros(0, 0)}
+    given = (noise(60), {}, FEATURES, MODEL)
+    made = learn_features(*given, **LN_NC, seed=7, cached=cached)["features"]
+    assert learnings == [7]
+    assert len(made["features"]) == 60
+
+
+def test_a_net_without_features_is_refused_where_they_are_needed(noise, their_nets):
+    settings = {"name": "external", "target": f"{their_nets}.Net"}
+    model = ModelParams(settings | {"channels_argument": "in_channels"})
+    nc = {"labeler": {"name": "nc"}, "trusted_stamps": 0}
+    with pytest.raises(ValueError, match="'external' has no linear layer as its head"):
+        check(noise(60), ledger_of(), model=model, relabel=nc)
+    assert check(noise(60), ledger_of(), model=model)["n_samples"] == 60

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,10 @@ from torch import nn
 from counterdoor.component import Component
 from counterdoor.engine import DEFAULT, Engine
 
-Need = Literal["warmup", "plain"]
-"""What is to be trained before detection: the warm-up's net, or one trained as usual."""
+Need = Literal["warmup", "plain", "features"]
+"""What is to be trained before detection: the warm-up's net, one trained as usual, or features."""
+
+T = TypeVar("T", nn.Module, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Evidence:
         warmup_net: the warmed-up net, from float images in [0, 1] to logits, for a
             detector that needs ``"warmup"``.
         plain_net: a net trained as usual, for a detector that needs ``"plain"``.
+        features: float32, shape (N, D), learnt without labels, for a detector that needs
+            ``"features"``.
     """
 
     images_nchw: np.ndarray
@@ -36,17 +40,19 @@ class Evidence:
     num_classes: int
     warmup_net: nn.Module | None = None
     plain_net: nn.Module | None = None
+    features: np.ndarray | None = None
 
 
-def present(net: nn.Module | None, need: Need) -> nn.Module:
-    """The net, which a detector with this need has been given.
+def present(given: T | None, need: Need) -> T:
+    """The net or the features, which a detector with this need has been given.
 
     Raises:
         ValueError: if it has not.
     """
-    if net is None:
-        raise ValueError(f"this detector needs the {need!r} net, but the evidence has none")
-    return net
+    if given is None:
+        what = repr(need) if need == "features" else f"{need!r} net"
+        raise ValueError(f"this detector needs the {what}, but the evidence has none")
+    return given
 
 
 class DetectorBase(Component):

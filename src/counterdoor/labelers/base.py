@@ -1,6 +1,7 @@
 """What every labeler gives."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,13 @@ from counterdoor.stamp import Stamp
 
 
 class LabelerBase(Component):
-    """Gives samples a pseudo-label."""
+    """Gives samples a pseudo-label.
+
+    Attributes:
+        needs_features: whether it looks at features learnt without labels.
+    """
+
+    needs_features: ClassVar[bool] = False
 
     def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
         """Raise ``ValueError`` before any training if the labeler cannot work on this ledger."""
@@ -27,6 +34,7 @@ class LabelerBase(Component):
         stamp: Stamp,
         seed: int,
         engine: Engine = DEFAULT,
+        features: np.ndarray | None = None,
     ) -> np.ndarray:
         """A pseudo-label for every sample, suspect or not.
 
@@ -38,6 +46,8 @@ class LabelerBase(Component):
             stamp: the stamp of the run.
             seed: the run's seed.
             engine: what to run on.
+            features: float32, shape (N, D), learnt without labels, for a labeler that
+                needs them.
 
         Returns:
             int64, shape (N,), in 0..K-1, or ``DROPPED`` for a sample that is to

@@ -27,6 +27,7 @@ class Drop(LabelerBase):
         stamp: Stamp,
         seed: int,
         engine: Engine = DEFAULT,
+        features: np.ndarray | None = None,
     ) -> np.ndarray:
         """``DROPPED`` for every sample; see :class:`LabelerBase`."""
         return np.full(len(ledger), DROPPED, dtype=np.int64)

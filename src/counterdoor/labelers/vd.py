@@ -59,6 +59,7 @@ class VD(LabelerBase):
         stamp: Stamp,
         seed: int,
         engine: Engine = DEFAULT,
+        features: np.ndarray | None = None,
     ) -> np.ndarray:
         """Predictions of the verified-data classifier; see :class:`LabelerBase`."""
         self.check(ledger, num_classes)

@@ -13,6 +13,7 @@ TIMINGS = {
         "attack",
         "warmup",
         "plain",
+        "features",
         "detect",
         "relabel",
         "undefended",

@@ -1,11 +1,14 @@
 """Give the suspects a pseudo-label and plan the defended training."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from counterdoor.engine import DEFAULT, Engine
+from counterdoor.features import features_of
 from counterdoor.labelers import Drop
 from counterdoor.ledger import check_ledger
 from counterdoor.params import USUAL_DEFENCE, DefenceParams, ModelParams, RelabelParams
@@ -23,6 +26,7 @@ def relabel(
     seed: int,
     engine: Engine = DEFAULT,
     defence: DefenceParams = USUAL_DEFENCE,
+    features: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Label the suspects anew, and plan who is stamped.
 
@@ -36,18 +40,22 @@ def relabel(
         seed: the run's seed.
         engine: what to run on.
         defence: if it needs no pseudo-labels, suspects are dropped.
+        features: of :func:`~counterdoor.pipelines.warmup.nodes.learn_features`; looked at
+            if the labeler needs them.
 
     Returns:
         ``ledger`` with ``pseudo_label`` and ``stamped``, and the ``plan``; see
         :class:`counterdoor.relabeling.Relabeled`.
 
     Raises:
-        ValueError: if the labeler cannot work on this ledger.
+        ValueError: if the labeler cannot work on this ledger, or needs features and there
+            are none.
 
     Source: NAB, section 4.2.
     """
     check_ledger(ledger, images, "trusted", "suspect")
     labeler = params.labeler if defence.root.needs_pseudo_labels else Drop()
+    needed = labeler.needs_features
     pseudo_labels = labeler(
         images,
         ledger,
@@ -56,6 +64,7 @@ def relabel(
         stamp=stamp,
         seed=seed,
         engine=engine,
+        features=features_of(features, len(images)) if needed else None,
     )
     relabeled = make_plan(
         ledger,

@@ -22,6 +22,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:seed",
                     "params:engine",
                     "params:defence",
+                    "features",
                 ],
                 outputs={
                     "ledger": "relabeled_ledger",

@@ -1,18 +1,23 @@
 """Train briefly on the untrusted data, so that poisoned samples stand out."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from counterdoor.detectors.base import suspect_count
 from counterdoor.engine import DEFAULT, Engine
+from counterdoor.features.learnt import KEY, NONE, is_learnt
 from counterdoor.ledger import check_ledger
 from counterdoor.models import TrainedNet, build_net
 from counterdoor.params import (
     USUAL_DEFENCE,
     DefenceParams,
     DetectParams,
+    FeaturesParams,
     ModelParams,
     RelabelParams,
     TrainParams,
@@ -34,6 +39,7 @@ def check_plan(
     stamp: Stamp,
     model: ModelParams,
     warmup: WarmupParams,
+    features: FeaturesParams,
     defence: DefenceParams = USUAL_DEFENCE,
 ) -> dict[str, Any]:
     """Refuse, before any training, what a later stage would refuse.
@@ -48,6 +54,7 @@ def check_plan(
         stamp: what they are stamped with.
         model: the net of every training.
         warmup: the trainings before detection.
+        features: how features are learnt, if anybody needs them.
         defence: what of all that it needs.
 
     Returns:
@@ -57,7 +64,8 @@ def check_plan(
     Raises:
         ValueError: if nobody would be suspected, the detector lacks a training, detector,
             labeler or defence lack trusted samples, the stamp lies outside the images or
-            looks like padding, or the net does not give logits for such images.
+            looks like padding, the net does not give logits for such images, or features
+            are needed and the net has none to give.
     """
     from counterdoor.models import channel_statistics, check_net
     from counterdoor.stamp import stamp_contrast
@@ -79,6 +87,8 @@ def check_plan(
         train.recipe.augment.check_stamp(used, mean)
         contrast = stamp_contrast(images, used, mean)
     check_net(model.root, images, len(info["class_names"]))
+    if _features_needed(detect, relabel, defence):
+        features.root.check(model.root, images)
     chosen.check(images, ledger, len(info["class_names"]), model.root)
     return {
         "report": {
@@ -92,12 +102,8 @@ def check_plan(
 
 def _check_detector(detect: DetectParams, warmup: WarmupParams) -> None:
     """Raise ``ValueError`` unless every net that the detector looks at is trained."""
-    settings = {
-        "warmup": ("recipe", warmup.recipe),
-        "plain": ("plain_recipe", warmup.plain_recipe),
-    }
-    for key, recipe in (settings[need] for need in sorted(detect.detector.needs)):
-        if recipe is None:
+    for need, key in (("warmup", "recipe"), ("plain", "plain_recipe")):
+        if need in detect.detector.needs and getattr(warmup, key) is None:
             raise ValueError(
                 f"detector {detect.detector.name!r} looks at a net that is not trained: "
                 f"set warmup.{key}, now null"
@@ -151,6 +157,54 @@ def train_plain(
     """Train a net as usual for the detector, if it looks at one; else as :func:`warm_up`."""
     recipe = params.plain_recipe
     return _train(images, ledger, info, recipe, model, seed, engine, defence, "plain")
+
+
+def learn_features(
+    images: np.ndarray,
+    check: dict[str, Any],
+    params: FeaturesParams,
+    model: ModelParams,
+    detect: DetectParams,
+    relabel: RelabelParams,
+    seed: int,
+    engine: Engine = DEFAULT,
+    cached: Mapping[str, Tensor] | None = None,
+    defence: DefenceParams = USUAL_DEFENCE,
+) -> dict[str, Any]:
+    """Learn features of all images without any label, once, if detector or labeler need them.
+
+    What was learnt is handed on even if nobody needs it now, so that the newest version
+    stays the one that somebody will need.
+
+    Args:
+        images: training images, uint8 (N, C, H, W).
+        check: the report of :func:`check_plan`; only its having passed counts.
+        params: how they are learnt.
+        model: the net.
+        detect: who may need them,
+        relabel: and who else; neither has a part in what they are.
+        seed: the run's seed.
+        engine: what to run on.
+        cached: what an earlier run with the same parameters made, if there was one.
+        defence: whether it needs suspects and pseudo-labels at all.
+
+    Returns:
+        ``features``: one CPU tensor of that name, float32 (N, D), or (0, 0) if nobody has
+        needed them so far.
+
+    Source: DBD (Huang et al., ICLR 2022), section 4.1.
+    """
+    if cached is not None and is_learnt(cached):
+        return {"features": dict(cached)}
+    if not _features_needed(detect, relabel, defence):
+        return {"features": dict(NONE)}
+    learnt = params.root(images, model=model.root, seed=seed, engine=engine)
+    return {"features": {KEY: torch.from_numpy(learnt)}}
+
+
+def _features_needed(detect: DetectParams, relabel: RelabelParams, defence: DefenceParams) -> bool:
+    by_detector = defence.root.needs_suspects and "features" in detect.detector.needs
+    return by_detector or (defence.root.needs_pseudo_labels and relabel.labeler.needs_features)
 
 
 def _train(

@@ -3,11 +3,11 @@
 from kedro.pipeline import Node, Pipeline
 
 from counterdoor.pipelines.timing import timed
-from counterdoor.pipelines.warmup.nodes import check_plan, train_plain, warm_up
+from counterdoor.pipelines.warmup.nodes import check_plan, learn_features, train_plain, warm_up
 
 
 def create_pipeline(**_: object) -> Pipeline:
-    """Untrusted images → the briefly trained nets that a detector looks at."""
+    """Untrusted images → the nets and features that a detector or labeler looks at."""
     return Pipeline(
         [
             Node(
@@ -22,6 +22,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:stamp",
                     "params:model",
                     "params:warmup",
+                    "params:features",
                     "params:defence",
                 ],
                 outputs={"report": "plan_check"},
@@ -66,6 +67,23 @@ def create_pipeline(**_: object) -> Pipeline:
                     "timing": "plain_timing",
                 },
                 name="train_plain",
+            ),
+            Node(
+                timed(learn_features),
+                inputs=[
+                    "images",
+                    "plan_check",
+                    "params:features",
+                    "params:model",
+                    "params:detect",
+                    "params:relabel",
+                    "params:seed",
+                    "params:engine",
+                    "cached_features",
+                    "params:defence",
+                ],
+                outputs={"features": "features", "timing": "features_timing"},
+                name="learn_features",
             ),
         ],
         tags="warmup",

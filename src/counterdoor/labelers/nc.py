@@ -1,0 +1,70 @@
+"""NC: the nearest centre among the classes, in features that no label has had a part in."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+
+from counterdoor.component import Component
+from counterdoor.engine import DEFAULT, Engine
+from counterdoor.labelers.base import LabelerBase
+from counterdoor.stamp import Stamp
+
+
+class NC(LabelerBase):
+    """Nearest centre: the class whose unsuspected samples' mean features are closest.
+
+    It needs no trusted sample. Source: NAB, section 4.2; Euclidean distance, as there. How
+    features are scaled is not published.
+
+    Attributes:
+        scaling: ``none``; ``unit``, each sample's features to length 1; or
+            ``standardise``, each feature to mean 0 and deviation 1.
+    """
+
+    needs_features: ClassVar[bool] = True
+
+    name: Literal["nc"] = "nc"
+    scaling: Literal["none", "unit", "standardise"] = "unit"
+
+    def __call__(
+        self,
+        images_nchw: np.ndarray,
+        ledger: pd.DataFrame,
+        num_classes: int,
+        *,
+        model: Component,
+        stamp: Stamp,
+        seed: int,
+        engine: Engine = DEFAULT,
+        features: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The class of the nearest centre for every sample; see :class:`LabelerBase`.
+
+        A class without an unsuspected sample has no centre and is nobody's.
+
+        Raises:
+            ValueError: if there are no features, or all unsuspected samples are of one class.
+        """
+        from sklearn.neighbors import NearestCentroid
+
+        if features is None:
+            raise ValueError("labeler 'nc' needs features, but was given none")
+        rows = np.flatnonzero(~ledger["suspect"])
+        labels = ledger["label"].to_numpy()[rows]
+        if len(set(labels)) < 2:
+            raise ValueError(
+                f"the {len(rows)} unsuspected samples have {len(set(labels))} label(s), but 'nc' "
+                "compares classes; lower detect.suspect_ratio"
+            )
+        scaled = self._scaled(features)
+        nearest: np.ndarray = NearestCentroid().fit(scaled[rows], labels).predict(scaled)
+        return nearest.astype(np.int64)
+
+    def _scaled(self, features: np.ndarray) -> np.ndarray:
+        from sklearn.preprocessing import normalize, scale
+
+        if self.scaling == "none":
+            return features
+        scaled: np.ndarray = normalize(features) if self.scaling == "unit" else scale(features)
+        return scaled

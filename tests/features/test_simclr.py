@@ -1,0 +1,163 @@
+"""SimCLR: its loss against a slow one, its features, and what it refuses."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from sklearn.neighbors import NearestCentroid
+
+from counterdoor.component import members
+from counterdoor.engine import Engine
+from counterdoor.features import Contrast, SimCLR, Views, features_of
+from counterdoor.models import DigitsCNN, External, Model
+from counterdoor.recipe import Recipe, Triangle
+
+MODEL = DigitsCNN(width=4, hidden=16)
+QUICK = Recipe(epochs=1, batch_size=20, learning_rate=0.05)
+VIEWS = Views(crop_scale=(0.5, 1.0), flip=False)
+
+
+def simclr(**changes):
+    settings = {"contrast": Contrast(views=VIEWS), "projection": 8, "recipe": QUICK}
+    return SimCLR(**settings | changes)
+
+
+def slow_nt_xent(first, second, temperature):
+    """Equation 1 for every ordered pair, and their mean."""
+    rows = [*first.tolist(), *second.tolist()]
+    n = len(first)
+
+    def similarity(a, b):
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+    losses = []
+    for i in range(2 * n):
+        pair = (i + n) % (2 * n)
+        others = sum(
+            math.exp(similarity(rows[i], rows[k]) / temperature) for k in range(2 * n) if k != i
+        )
+        losses.append(-math.log(math.exp(similarity(rows[i], rows[pair]) / temperature) / others))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_nt_xent(temperature, n):
+    outputs = torch.randn(2 * n, 5, generator=torch.Generator().manual_seed(n))
+    logits, pairs = Contrast(temperature=temperature).targets(outputs)
+    loss = F.cross_entropy(logits, pairs).item()
+    assert loss == pytest.approx(slow_nt_xent(outputs[:n], outputs[n:], temperature), abs=1e-5)
+
+
+def test_inputs_are_two_different_views_of_every_image(noise):
+    images = torch.tensor(noise(6))
+    seen = Contrast(views=VIEWS).inputs(images, torch.Generator().manual_seed(0))
+    draws = torch.Generator().manual_seed(0)
+    first, second = VIEWS(images, draws), VIEWS(images, draws)
+    assert torch.equal(seen, torch.cat([first, second]))
+    assert not torch.equal(first, second)
+
+
+def test_features_are_those_before_the_head_and_repeat_under_a_seed(noise):
+    images = noise(40)
+    before, state = images.copy(), torch.get_rng_state()
+    features = simclr()(images, model=MODEL, seed=3)
+    assert features.shape == (40, 16)
+    assert features.dtype == np.float32
+    assert np.isfinite(features).all()
+    np.testing.assert_array_equal(features, simclr()(images, model=MODEL, seed=3))
+    assert not np.array_equal(features, simclr()(images, model=MODEL, seed=4))
+    np.testing.assert_array_equal(images, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_several_processes_are_asked_of_nobody(noise):
+    two = simclr()(noise(40), model=MODEL, seed=3, engine=Engine(accelerator="cpu", devices=2))
+    one = simclr()(noise(40), model=MODEL, seed=3, engine=Engine(accelerator="cpu"))
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.slow
+def test_training_makes_classes_nearer_to_each_other(digits):
+    """Without a label: the centres of half of the digits name the other half better."""
+
+    def right(epochs):
+        recipe = Recipe(
+            epochs=epochs, batch_size=100, learning_rate=0.3 if epochs > 1 else 1e-9,
+            schedule=Triangle(),
+        )  # fmt: skip
+        features = simclr(recipe=recipe, projection=32)(
+            digits.images_nchw, model=DigitsCNN(width=8, hidden=64), seed=0
+        )
+        centres = NearestCentroid().fit(features[::2], digits.labels[::2])
+        return (centres.predict(features[1::2]) == digits.labels[1::2]).mean()
+
+    assert right(12) > right(1) + 0.05
+
+
+@pytest.mark.parametrize("kind", list(members(Model)), ids=lambda kind: kind.__name__)
+def test_every_model_has_features_before_its_head(kind, noise, their_nets):
+    if kind is External:
+        pytest.skip("has whatever head it has")
+    simclr().check(kind(), noise(2, 3, 32, 32))
+
+
+def test_a_net_without_a_linear_head_is_refused(noise, their_nets):
+    model = External(target=f"{their_nets}.Net", channels_argument="in_channels")
+    for refuse in (
+        lambda: simclr().check(model, noise(4)),
+        lambda: simclr()(noise(4), model=model, seed=0),
+    ):
+        with pytest.raises(ValueError, match="'external' has no linear layer as its head"):
+            refuse()
+
+
+def test_a_linear_layer_that_is_not_the_head_is_refused(noise, their_nets):
+    model = External(
+        target=f"{their_nets}.Net",
+        channels_argument="in_channels",
+        arguments={"width": 6},
+    )
+    with pytest.raises(ValueError, match=r"gives \(2, 6\) .* that is not its head"):
+        SimCLR(projection=6).check(
+            model.model_copy(update={"classes_argument": "num_classes"}), noise(4)
+        )
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [{"augment": {"flip": True}}, {"loss": {"name": "flooding"}}, {"label_smoothing": 0.1}],
+    ids=str,
+)
+def test_what_has_no_meaning_here_is_refused(recipe):
+    with pytest.raises(ValidationError, match="which SimCLR does not use"):
+        SimCLR(recipe={"epochs": 1} | recipe)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"projection": 1}, {"contrast": {"temperature": 0}}, {"depth": 3}], ids=str
+)
+def test_refused_settings(settings):
+    with pytest.raises(ValidationError):
+        SimCLR(**settings)
+
+
+def test_default_is_dbds():
+    recipe = SimCLR().recipe
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (1000, 512, 0.4)
+    assert (recipe.momentum, recipe.weight_decay) == (0.9, 1e-4)
+    assert SimCLR().contrast.temperature == 0.5
+
+
+def test_features_of_the_artifact():
+    given = {"features": torch.arange(6.0).view(3, 2)}
+    np.testing.assert_array_equal(features_of(given, 3), np.arange(6.0).reshape(3, 2))
+    with pytest.raises(ValueError, match="4 images, but features of 3: they come from different"):
+        features_of(given, 4)
+    for nothing in (None, {"features": torch.zeros(0, 0)}):
+        with pytest.raises(ValueError, match="have not been learnt: run the stage warmup"):
+            features_of(nothing, 3)
