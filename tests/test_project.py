@@ -567,7 +567,7 @@ def test_features_are_learnt_once_and_outlive_a_run_that_needs_none(ingested, sm
     version = ingested.run(stages, {"detector_name": "ln", "labeler_name": "nc"})
     assert learnt == [1]
     metrics = json.loads(ingested.find("metrics.json", version).read_text())
-    assert 0 <= metrics["pseudo_label_accuracy_on_suspects"] <= 1
+    assert 0 <= metrics["pseudo_label_accuracy"] <= 1
     assert len(pd.read_parquet(ingested.find("warmup_history.parquet", version))) == 0
     first = ingested.find("features.safetensors", version)
     other = ingested.run(["warmup"], {"warmup": {"recipe": {"epochs": 1}}})

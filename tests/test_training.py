@@ -1,8 +1,8 @@
 """The training loop against a loop written out by hand, and everything it refuses."""
 
-import copy
 import logging
 import math
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -498,7 +498,7 @@ def test_an_objective_is_trained_for_in_place_of_the_labels(case):
     recipe = Recipe(epochs=2, batch_size=20, learning_rate=0.02, augment=Augment(flip=True))
     fitted = fit(net, bare, recipe, seed=1, stream="x", objective=Pairs(), engine=CPU)
     # The same by hand.
-    other = copy.deepcopy(net).train()
+    other = deepcopy(net).train()
     optimiser = torch.optim.SGD(other.parameters(), 0.02, momentum=0.9, weight_decay=1e-4)
     order, draws = (torch_generator(1, f"x/{name}") for name in ("order", "augment"))
     for epoch in range(2):

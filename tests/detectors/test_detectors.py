@@ -162,7 +162,7 @@ def test_ln_suspects_what_is_mislabelled():
     given = Evidence(np.zeros((600, 1, 2, 2), np.uint8), labels, np.zeros(600, bool), 5)
     given = dataclasses.replace(given, features=features)
     for standardise in (False, True):
-        scores = LN(standardise=standardise)(given, seed=0)
+        scores = LN(standardise=standardise, epochs=80)(given, seed=0)
         found = select_suspects(scores, np.ones(600, dtype=bool), 0.05)
         assert wrong[found].mean() > 0.9
 

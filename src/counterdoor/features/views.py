@@ -29,8 +29,8 @@ class Views(Config):
 
     Attributes:
         crop_scale: smallest and largest share of the image's area in a crop.
-        crop_ratio: smallest and largest width of a crop in heights, before a side that
-            would be longer than the image's is cut to it.
+        crop_ratio: smallest and largest width of a crop in heights, times that of the
+            image, before a side that would be longer than the image's is cut to it.
         rotation: largest turn either way, in degrees; what was outside repeats the edge.
         flip: mirror each image left-right with probability 1/2.
         jitter_share: share of the images whose colours are changed.
@@ -92,8 +92,7 @@ class Views(Config):
         area = _uniform(n, *self.crop_scale, generator)
         ratio = _uniform(n, *map(math.log, self.crop_ratio), generator).exp()
         height, width = images.shape[-2:]
-        shape = ratio * height / width  # the crop's width in heights, each in the image's own
-        across, down = (area * shape).sqrt().clamp(max=1.0), (area / shape).sqrt().clamp(max=1.0)
+        across, down = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
         shifts = 2.0 * torch.rand(2, n, generator=generator) - 1.0
         angle = _uniform(n, -self.rotation, self.rotation, generator).deg2rad()
         mirror = torch.rand(n, generator=generator) < (0.5 if self.flip else 0.0)

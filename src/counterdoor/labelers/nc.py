@@ -44,21 +44,18 @@ class NC(LabelerBase):
         A class without an unsuspected sample has no centre and is nobody's.
 
         Raises:
-            ValueError: if there are no features, or all unsuspected samples are of one class.
+            ValueError: if there are no features.
         """
-        from sklearn.neighbors import NearestCentroid
+        from sklearn.metrics import pairwise_distances_argmin
 
         if features is None:
             raise ValueError("labeler 'nc' needs features, but was given none")
-        rows = np.flatnonzero(~ledger["suspect"])
-        labels = ledger["label"].to_numpy()[rows]
-        if len(set(labels)) < 2:
-            raise ValueError(
-                f"the {len(rows)} unsuspected samples have {len(set(labels))} label(s), but 'nc' "
-                "compares classes; lower detect.suspect_ratio"
-            )
-        scaled = self._scaled(features)
-        nearest: np.ndarray = NearestCentroid().fit(scaled[rows], labels).predict(scaled)
+        scaled = self._scaled(features.astype(np.float64))
+        unsuspected = ~ledger["suspect"].to_numpy()
+        labels = ledger["label"].to_numpy()
+        classes = np.unique(labels[unsuspected])
+        centres = [scaled[unsuspected & (labels == label)].mean(0) for label in classes]
+        nearest: np.ndarray = classes[pairwise_distances_argmin(scaled, np.stack(centres))]
         return nearest.astype(np.int64)
 
     def _scaled(self, features: np.ndarray) -> np.ndarray:
