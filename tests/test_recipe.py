@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from counterdoor.models import DigitsCNN, build_net
 from counterdoor.recipe import (
+    Ascent,
     Cosine,
     CrossEntropy,
     Flooding,
@@ -54,6 +55,15 @@ def test_flooding_value_and_gradient(level):
     assert flooded.item() == pytest.approx(level if level > 0.5 else 1.0 - level)
     flooded.backward()
     assert loss.grad.item() == (level > 0.5) - (level < 0.5)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.8, 3.0])
+def test_ascent_value_and_gradient(level):
+    loss = torch.tensor(level, requires_grad=True)
+    turned = Ascent()(loss)
+    assert turned.item() == -loss.item()
+    turned.backward()
+    assert loss.grad.item() == -1.0
 
 
 def test_flooding_default_is_the_authors():

@@ -70,7 +70,7 @@ def test_a_step_is_that_of_cross_entropy_and_weighted_map_losses(digits_case):
     recipe = Recipe(
         epochs=1, batch_size=len(trusted), learning_rate=0.05, momentum=0.0, weight_decay=0.0
     )
-    made = NAD(betas=(3.0, 70.0, 20.0), recipe=recipe)(digits_case)
+    made = NAD(betas=(3.0, 7e3, 2e3), recipe=recipe)(digits_case)
 
     teacher = digits_case.undefended.build()
     digits_case.fit(teacher, trusted, recipe, "defended/teacher")
@@ -83,13 +83,13 @@ def test_a_step_is_that_of_cross_entropy_and_weighted_map_losses(digits_case):
         logits = student(images)
     entropy = F.cross_entropy(logits, torch.tensor(trusted.labels))
     maps = [attention_loss(own[name], taught[name], 2.0) for name in names]
-    (entropy + 70.0 * maps[0] + 20.0 * maps[1]).backward()
+    (entropy + 7e3 * maps[0] + 2e3 * maps[1]).backward()
     for name, parameter in student.named_parameters():
         moved = parameter.detach() - 0.05 * parameter.grad
         torch.testing.assert_close(made.net.state[name], moved, rtol=1e-3, atol=1e-5)
     (record,) = made.history.to_dict("records")
     assert record["loss"] == pytest.approx(entropy.item(), rel=1e-4)
-    expected = (70.0 * maps[0] + 20.0 * maps[1]).item()
+    expected = (7e3 * maps[0] + 2e3 * maps[1]).item()
     assert record["attention_loss"] == pytest.approx(expected, rel=1e-3)
     assert expected > 1e-4
     assert record["learning_rate"] == 0.05

@@ -44,12 +44,8 @@ def test_it_is_fit_on_all_samples_and_shifted_copies(case, carriers):
     made = PDB(trigger=SMALL, carriers=carriers, repeats=2)(case).net
     given = case.ledger["label"].tolist()
     rows = [(row, given[row], False) for row in range(48)]
-    for _ in range(2):
-        rows += [
-            (row, (given[row] + 1) % 3, True)
-            for row in range(48)
-            if carriers == "all" or case.ledger["trusted"][row]
-        ]
+    copied = [row for row in range(48) if carriers == "all" or case.ledger["trusted"][row]]
+    rows += [(row, (given[row] + 1) % 3, True) for row in 2 * copied]
     columns = [np.array(column) for column in zip(*rows, strict=True)]
     net = build_net(case.model, case.images_nchw, 3, seed=0, stream="train/init")
     samples = Samples(case.images_nchw, *columns)

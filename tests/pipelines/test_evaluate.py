@@ -273,9 +273,7 @@ def test_every_figure_can_be_drawn(case, predictions, training, noise, attack):
     assert all(isinstance(figure, Figure) and figure.axes for figure in figures)
 
 
-def test_every_figure_can_be_drawn_without_suspects(
-    case, predictions, training, noise, monkeypatch
-):
+def test_every_figure_can_be_drawn_without_suspects(case, predictions, training, noise):
     ledger, oracle = training
     ledger = ledger.assign(score=0.0, suspect=False, pseudo_label=-1, stamped=False)
     history = pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "accuracy": [0.1, 0.9]})
