@@ -315,7 +315,7 @@ NAMES = {
         "resnet50",
         "vgg16_bn",
     ],
-    "detector_name": ["lga", "ln", "random"],
+    "detector_name": ["agpd", "lga", "ln", "random", "scan", "spectre"],
     "labeler_name": ["drop", "nc", "vd"],
     "defence_name": ["abl", "fp", "nab", "nad", "none", "pdb"],
 }

@@ -55,6 +55,19 @@ def present(given: T | None, need: Need) -> T:
     return given
 
 
+def check_trusted(
+    labels: np.ndarray, trusted: np.ndarray, num_classes: int, least: int = 2
+) -> None:
+    """Raise ``ValueError`` unless every class has at least so many trusted samples."""
+    counts = np.bincount(labels[trusted], minlength=num_classes)
+    if (counts < least).any():
+        short = ", ".join(f"{label} ({counts[label]})" for label in np.flatnonzero(counts < least))
+        raise ValueError(
+            f"this detector needs at least {least} trusted samples of every class, but these have "
+            f"fewer: class {short}; raise ingest.trusted_share or choose another detector"
+        )
+
+
 class DetectorBase(Component):
     """Scores samples by how suspicious they are."""
 

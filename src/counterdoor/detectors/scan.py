@@ -1,0 +1,108 @@
+"""SCAn: a class whose representations are better described as two groups."""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from counterdoor.detectors.activations import head_inputs
+from counterdoor.detectors.base import DetectorBase, Evidence, Need, check_trusted, present
+from counterdoor.detectors.robust import inverse_root, principal_axes, within_classes
+from counterdoor.engine import DEFAULT, Engine
+
+ROUNDS = 50
+"""The two groups settle in at most so many rounds."""
+
+
+class SCAn(DetectorBase):
+    """Two groups in a class: how much more likely a sample is of the group that trusted ones shun.
+
+    A representation (what goes into the last layer of the net, in its leading principal
+    components) is a mean plus a variation that is the same in all classes, normal with
+    covariance S, which the trusted samples show. Each class's samples are parted into two
+    groups of that kind, with means m_0 and m_1, by turns assigning samples and taking
+    means; m_0 begins as the trusted samples' mean, and they stay with it. The score is the
+    log-likelihood ratio (d(m_0) - d(m_1)) / 2, where d(m) = (x - m)^T S^-1 (x - m). It is
+    large only where the groups lie far apart, measured by S, so that it is comparable over
+    classes; a class without poison is parted as well, but its halves lie close together.
+
+    The paper's test flags target classes by the gain in likelihood, without a score for
+    a sample, and estimates S on a clean set by expectation maximisation; here it is the
+    shrunk covariance within classes of the trusted samples.
+
+    Attributes:
+        components: how many principal components at most; fewer if there are not
+            twice as many trusted samples.
+
+    Source: Tang et al., "Demon in the Variant: Statistical Analysis of DNNs for Robust
+    Backdoor Contamination Detection" (USENIX Security 2021), section 4 (untangling).
+    """
+
+    name: Literal["scan"] = "scan"
+    components: int = Field(default=32, ge=1)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The net trained as usual."""
+        return frozenset({"plain"})
+
+    def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
+        """Refuse a ledger with fewer than two trusted samples in a class."""
+        check_trusted(ledger["label"].to_numpy(), ledger["trusted"].to_numpy(), num_classes)
+
+    def __call__(self, evidence: Evidence, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
+        """Log-likelihood ratios, in nats; see :class:`DetectorBase`.
+
+        Raises:
+            ValueError: if the net has no layer, or a class too few trusted samples.
+        """
+        from sklearn.covariance import ledoit_wolf
+
+        net = present(evidence.plain_net, "plain")
+        labels, trusted = evidence.labels, evidence.trusted
+        check_trusted(labels, trusted, evidence.num_classes)
+        points = head_inputs(net, evidence.images_nchw, engine)
+        points = points @ principal_axes(points, max(1, min(self.components, trusted.sum() // 2)))
+        spread = within_classes(points[trusted], labels[trusted])
+        covariance, _ = ledoit_wolf(spread, assume_centered=True)
+        white = points @ inverse_root(covariance)
+        scores = np.zeros(len(points))
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
+            scores[rows] = two_groups(white[rows], trusted[rows])
+        return scores
+
+
+def two_groups(white: np.ndarray, trusted: np.ndarray) -> np.ndarray:
+    """Log-likelihood ratio of the second of two groups against the first.
+
+    Args:
+        white: one class's points, shape (n, k), whose variation in a group is standard normal.
+        trusted: bool, shape (n,), those that are of the first group for certain; at least one.
+
+    Returns:
+        float64, shape (n,), in nats.
+    """
+    first = white[trusted].mean(0)
+    # Away from the trusted mean in the direction in which the others vary most about it.
+    away = white - first
+    _, axes = np.linalg.eigh(away.T @ away)
+    along = away @ axes[:, -1]
+    second = np.zeros(len(white), dtype=bool)
+    second[~trusted] = np.abs(along[~trusted]) > np.median(np.abs(along))
+    if along[second].sum() < 0:
+        along = -along
+    second &= along > 0
+    ratio = np.zeros(len(white))
+    for _ in range(ROUNDS):
+        if not second.any():
+            break
+        means = white[~second].mean(0), white[second].mean(0)
+        distances = [((white - mean) ** 2).sum(1) for mean in means]
+        ratio = (distances[0] - distances[1]) / 2
+        now = (ratio > 0) & ~trusted
+        if np.array_equal(now, second):
+            break
+        second = now
+    return ratio

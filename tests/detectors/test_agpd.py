@@ -1,0 +1,95 @@
+"""Directions, dispersion, the choice of the layer, and closeness, each written out slowly."""
+
+import math
+
+import numpy as np
+import pytest
+
+from counterdoor.detectors import AGPD
+from counterdoor.detectors.agpd import (
+    anomalies,
+    clean_direction,
+    dispersion,
+    poison_closeness,
+    unit,
+)
+
+
+def around(angle, n, spread, seed):
+    """Unit vectors of the plane."""
+    angles = angle + np.random.default_rng(seed).normal(0, spread, size=n)
+    return np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
+def cosine(one, other):
+    return float(one @ other) / math.sqrt(float(one @ one) * float(other @ other))
+
+
+def test_directions_have_length_one_and_nothing_has_none():
+    given = np.array([[3, 4], [0, 0], [-1e-20, 0]], dtype=np.float32)
+    np.testing.assert_allclose(unit(given), [[0.6, 0.8], [0, 0], [-1, 0]], rtol=1e-6)
+
+
+def test_the_clean_direction_is_of_trusted_samples_that_are_right():
+    given = np.array([[1.0, 0], [0, 1], [-1, 0]])
+    trusted, none = np.array([True, True, False]), np.zeros(3, dtype=bool)
+    right = np.array([False, True, True])
+    np.testing.assert_allclose(clean_direction(given, trusted, right), [0, 1])
+    np.testing.assert_allclose(clean_direction(given, trusted, none), [0.5**0.5, 0.5**0.5])
+
+
+def test_dispersion():
+    given = np.concatenate([around(0.1, 40, 0.1, 0), around(2, 10, 0.1, 1)])
+    clean = np.array([1.0, 0])
+    seed = min(range(50), key=lambda i: cosine(given[i], clean))
+    gaps = [cosine(row, clean) - cosine(row, given[seed]) for row in given]
+    expected = math.sqrt(math.fsum(gap**2 for gap in gaps) / 50)
+    assert dispersion(given, clean) == pytest.approx(expected)
+    assert dispersion(given[:40], clean) < 0.3 < expected
+
+
+def test_anomalies_are_in_deviations_above_the_median():
+    found = np.array([[1.0, 2, 3, 4, 100], [1, 1, 1, 1, 1]])
+    expected = [0, 0, 0, 1 / 1.4826, 97 / 1.4826]
+    np.testing.assert_allclose(anomalies(found)[0], expected, rtol=1e-5)
+    np.testing.assert_array_equal(anomalies(found)[1], 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "layer"),
+    [
+        ([[0.5, 0.6, 0.7, 0.55], [0.1, 0.11, 0.12, 0.9], [0.9, 0.8, 0.7, 0.9]], 1),
+        ([[0.5, 0.6, 0.2, 0.55], [0.1, 0.2, 0.3, 0.4], [0.4, 0.5, 0.4, 0.6]], 2),
+        ([[0.4, 0.5, 0.6, 0.7], [0.5, 0.6, 0.7, 0.8]], 1),
+    ],
+    ids=["one class stands out", "most classes", "the larger mean"],
+)
+def test_the_layer(found, layer):
+    assert AGPD()._layer(np.array(found)) == layer
+
+
+def test_closeness_finds_the_second_direction():
+    given = np.concatenate([around(0, 40, 0.2, 0), around(1.5, 15, 0.2, 1), around(2.2, 1, 0, 2)])
+    clean, untrusted = np.array([1.0, 0]), np.arange(56) >= 5
+    closeness = poison_closeness(given, clean, untrusted)
+    assert (closeness[:40] < 0.5).all()
+    assert (closeness[40:] > 0.5).all()
+    poison = given[40:].mean(0)
+    for row, value in zip(given, closeness, strict=True):
+        apart = 1 - cosine(row, clean), 1 - cosine(row, poison)
+        assert value == pytest.approx(apart[0] / (apart[0] + apart[1]), abs=1e-9)
+
+
+def test_trusted_samples_do_not_shape_the_second_direction():
+    given = np.concatenate([around(0, 20, 0.2, 0), around(1.5, 10, 0.2, 1)])
+    untrusted = np.arange(30) != 25
+    moved = given.copy()
+    moved[25] = [-1, 0]
+    clean = np.array([1.0, 0])
+    first, other = (poison_closeness(each, clean, untrusted) for each in (given, moved))
+    np.testing.assert_array_equal(np.delete(first, 25), np.delete(other, 25))
+
+
+def test_one_direction_alone_gives_numbers():
+    assert np.isfinite(poison_closeness(np.ones((3, 1)), np.ones(1), np.ones(3, dtype=bool))).all()
+    assert np.isfinite(poison_closeness(np.ones((3, 1)), np.ones(1), np.zeros(3, dtype=bool))).all()

@@ -1,0 +1,120 @@
+"""Detectors that look into the plain net, on samples planted in a net that hides nothing."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from counterdoor.detectors import AGPD, SPECTRE, Evidence, SCAn
+
+SIDE = 4
+
+
+class Bare(nn.Module):
+    """Every pixel is a unit; two linear layers, the first of which changes nothing."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Linear(SIDE**2, SIDE**2)
+        self.head = nn.Linear(SIDE**2, classes)
+        with torch.no_grad():
+            self.body.weight.copy_(torch.eye(SIDE**2))
+            self.body.bias.zero_()
+            self.head.bias.zero_()
+            self.head.weight.zero_()
+            for label in range(classes):
+                self.head.weight[label, label] = 4.0
+                self.head.weight[label, -1 - label] = 6.0
+
+    def forward(self, images):
+        return self.head(self.body(images.flatten(1)).relu() ** 2)
+
+
+def planted(targets, per_class=200, poisoned=30, classes=3, seed=0):
+    """Images whose class is a bright pixel, and in ``targets`` some with a trigger in its place.
+
+    Returns:
+        The evidence, in mixed order, 10 % of the clean samples trusted, and who is planted.
+    """
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), per_class)
+    images = generator.normal(60, 12, size=(len(labels), SIDE**2))
+    bad = np.zeros(len(labels), dtype=bool)
+    for label in range(classes):
+        rows = np.flatnonzero(labels == label)
+        images[rows, label] += 120
+        if label in targets:
+            bad[rows[:poisoned]] = True
+            images[rows[:poisoned], label] -= 120
+            images[rows[:poisoned], -1 - label] += 110
+    trusted = ~bad & (np.arange(len(labels)) % 10 == 9)
+    order = generator.permutation(len(labels))
+    pixels = np.clip(images, 0, 255).astype(np.uint8).reshape(-1, 1, SIDE, SIDE)
+    net = Bare(classes)
+    given = Evidence(pixels[order], labels[order], trusted[order], classes, plain_net=net)
+    return given, bad[order]
+
+
+def found(scores, given, bad):
+    """Share of the planted samples among as many of the highest untrusted scores."""
+    ranked = np.argsort(-np.where(given.trusted, -np.inf, scores), kind="stable")
+    return bad[ranked[: bad.sum()]].mean()
+
+
+@pytest.fixture(
+    params=[SPECTRE(), SPECTRE(reference="robust"), SPECTRE(components=3), AGPD(), SCAn()], ids=str
+)
+def detector(request):
+    return request.param
+
+
+@pytest.mark.parametrize("targets", [[0], [2], [0, 1, 2]], ids=str)
+def test_planted_samples_have_the_highest_scores(detector, targets):
+    given, bad = planted(targets)
+    assert found(detector(given, seed=0), given, bad) > 0.95
+
+
+@pytest.mark.parametrize("detector", [SPECTRE(), AGPD(), SCAn()], ids=str)
+def test_they_are_found_where_they_are_most_of_their_class(detector):
+    given, bad = planted([1], poisoned=120)
+    assert found(detector(given, seed=0), given, bad) > 0.95
+
+
+def test_the_order_of_the_samples_does_not_matter(detector):
+    given, _ = planted([0, 1], per_class=60, poisoned=9)
+    order = np.random.default_rng(1).permutation(len(given.labels))
+    arrays = {name: getattr(given, name)[order] for name in ("images_nchw", "labels", "trusted")}
+    other = dataclasses.replace(given, **arrays)
+    scores = detector(given, seed=0)
+    np.testing.assert_allclose(detector(other, seed=0), scores[order], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("detector", "least"),
+    [(SPECTRE(), 2), (AGPD(), 1), (SCAn(), 2)],
+    ids=["spectre", "agpd", "scan"],
+)
+def test_too_few_trusted_samples_are_refused_before_any_training(detector, least):
+    given, _ = planted([0])
+    trusted = given.trusted & (given.labels != 1)
+    trusted[np.flatnonzero(given.labels == 1)[: least - 1]] = True
+    ledger = pd.DataFrame({"label": given.labels, "trusted": trusted})
+    message = rf"at least {least} trusted samples of every class.*class 1 \({least - 1}\)"
+    with pytest.raises(ValueError, match=message):
+        detector.check(ledger, 3)
+    with pytest.raises(ValueError, match=message):
+        detector(dataclasses.replace(given, trusted=trusted), seed=0)
+    detector.check(ledger.assign(trusted=given.trusted), 3)
+
+
+def test_spectre_as_in_the_paper_needs_no_trusted_sample():
+    given, bad = planted([0])
+    nobody = np.zeros(len(bad), dtype=bool)
+    ledger = pd.DataFrame({"label": given.labels, "trusted": nobody})
+    detector = SPECTRE(reference="robust")
+    detector.check(ledger, 3)
+    alone = dataclasses.replace(given, trusted=nobody)
+    assert found(detector(alone, seed=0), alone, bad) > 0.95
