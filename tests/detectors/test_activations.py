@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from counterdoor.detectors.activations import activation_gradients, head_inputs, layer_names
-from counterdoor.models import Compact, DigitsCNN, VGG16BN, build_net
+from counterdoor.detectors.activations import activation_gradients, layer_names, representations
+from counterdoor.models import VGG16BN, Compact, DigitsCNN, build_net
 
 
 @pytest.fixture
@@ -34,19 +34,19 @@ def test_layers_come_in_the_order_of_the_calls(net, noise):
 
 def test_a_net_without_layers_is_refused(noise):
     with pytest.raises(ValueError, match=r"calls no nn\.Linear and no convolution"):
-        head_inputs(nn.Sequential(nn.AvgPool2d(6), nn.Flatten()), noise(3))
+        representations(nn.Sequential(nn.AvgPool2d(6), nn.Flatten()), noise(3))
 
 
 @pytest.mark.parametrize("model", [DigitsCNN(width=2), Compact(widths=(4, 4, 4)), VGG16BN()])
 def test_the_head_turns_its_inputs_into_the_logits(model, noise):
     images = noise(4, 3)
     net = build_net(model, images, 4, seed=0, stream="x").eval()
-    representations = head_inputs(net, images, batch_size=3)
-    assert representations.dtype == np.float64
+    (inputs,) = representations(net, images, batch_size=3)
+    assert inputs.dtype == np.float32
     head = net.get_submodule(layer_names(net, images)[-1])
     with torch.no_grad():
         expected = net(torch.tensor(images) / 255.0).numpy()
-        logits = head(torch.tensor(representations).float()).numpy()
+        logits = head(torch.tensor(inputs)).numpy()
     scale = 1 / 9 if isinstance(model, Compact) else 1
     np.testing.assert_allclose(logits * scale, expected, atol=1e-4)
 
@@ -55,7 +55,27 @@ def test_inputs_of_a_convolution_are_their_mean_over_places(noise):
     net, images = Backwards(), noise(3)
     with torch.no_grad():
         maps = torch.relu(net.body(torch.tensor(images) / 255.0))
-    np.testing.assert_allclose(head_inputs(net, images), maps.mean((2, 3)).numpy(), atol=1e-5)
+    (inputs,) = representations(net, images)
+    np.testing.assert_allclose(inputs, maps.mean((2, 3)).numpy(), atol=1e-5)
+
+
+def test_all_layers_are_what_each_gives_and_what_the_last_gets(net, noise):
+    images = noise(12)
+    *given, last = representations(net, images, "all", batch_size=5)
+    np.testing.assert_array_equal(last, representations(net, images)[0])
+    values = torch.tensor(images) / 255.0
+    expected = []
+    with torch.no_grad():
+        values = (values - net.mean[:, None, None]) / net.std[:, None, None]
+        for module in net.eval().body:
+            values = module(values)
+            if isinstance(module, nn.Conv2d):
+                expected.append(values.mean((2, 3)))
+            elif isinstance(module, nn.Linear):
+                expected.append(values)
+    assert len(given) == len(expected) - 1 == 4
+    for each, wanted in zip(given, expected, strict=False):
+        np.testing.assert_allclose(each, wanted.numpy(), atol=1e-5)
 
 
 def test_gradients_are_how_the_labelled_logit_changes(noise):
@@ -88,7 +108,7 @@ def test_the_net_is_left_as_it_is(net, noise):
     net.train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     activation_gradients(net, noise(12), np.zeros(12, dtype=np.int64), ["body.3"])
-    head_inputs(net, noise(12))
+    representations(net, noise(12), "all")
     assert net.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())

@@ -11,6 +11,7 @@ from counterdoor.detectors.agpd import (
     clean_direction,
     dispersion,
     poison_closeness,
+    strangeness,
     unit,
 )
 
@@ -46,6 +47,21 @@ def test_dispersion():
     expected = math.sqrt(math.fsum(gap**2 for gap in gaps) / 50)
     assert dispersion(given, clean) == pytest.approx(expected)
     assert dispersion(given[:40], clean) < 0.3 < expected
+
+
+def test_strangeness_compares_untrusted_samples_with_trusted_ones():
+    given = np.concatenate([around(0.1, 40, 0.1, 0), around(2, 10, 0.1, 1)])
+    clean, trusted = np.array([1.0, 0]), np.arange(50) < 10
+    means = [
+        math.sqrt(math.fsum((1 - cosine(row, clean)) ** 2 for row in rows) / len(rows))
+        for rows in (given[:10], given[10:])
+    ]
+    expected = 1 - (means[0] + 1e-3) / (means[1] + 1e-3)
+    assert strangeness(given, clean, trusted) == pytest.approx(expected)
+    assert expected > 0.9
+    assert strangeness(given[::-1], clean, trusted) == 0
+    assert strangeness(given[:40], clean, trusted[:40]) < 0.3
+    assert strangeness(given, clean, np.ones(50, dtype=bool)) == 0
 
 
 def test_anomalies_are_in_deviations_above_the_median():

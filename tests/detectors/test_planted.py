@@ -65,7 +65,15 @@ def found(scores, given, bad):
 
 
 @pytest.fixture(
-    params=[SPECTRE(), SPECTRE(reference="robust"), SPECTRE(components=3), AGPD(), SCAn()], ids=str
+    params=[
+        SPECTRE(),
+        SPECTRE(layers="last", components=3),
+        AGPD(),
+        AGPD(weight="dispersion"),
+        SCAn(),
+        SCAn(layers="last"),
+    ],
+    ids=str,
 )
 def detector(request):
     return request.param
@@ -92,17 +100,13 @@ def test_the_order_of_the_samples_does_not_matter(detector):
     np.testing.assert_allclose(detector(other, seed=0), scores[order], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("detector", "least"),
-    [(SPECTRE(), 2), (AGPD(), 1), (SCAn(), 2)],
-    ids=["spectre", "agpd", "scan"],
-)
-def test_too_few_trusted_samples_are_refused_before_any_training(detector, least):
+@pytest.mark.parametrize("detector", [SPECTRE(), AGPD(), SCAn()], ids=["spectre", "agpd", "scan"])
+def test_too_few_trusted_samples_are_refused_before_any_training(detector):
     given, _ = planted([0])
     trusted = given.trusted & (given.labels != 1)
-    trusted[np.flatnonzero(given.labels == 1)[: least - 1]] = True
+    trusted[np.flatnonzero(given.labels == 1)[:1]] = True
     ledger = pd.DataFrame({"label": given.labels, "trusted": trusted})
-    message = rf"at least {least} trusted samples of every class.*class 1 \({least - 1}\)"
+    message = r"at least 2 trusted samples of every class.*class 1 \(1\)"
     with pytest.raises(ValueError, match=message):
         detector.check(ledger, 3)
     with pytest.raises(ValueError, match=message):
@@ -111,10 +115,10 @@ def test_too_few_trusted_samples_are_refused_before_any_training(detector, least
 
 
 def test_spectre_as_in_the_paper_needs_no_trusted_sample():
-    given, bad = planted([0])
+    given, bad = planted([0], poisoned=12)
     nobody = np.zeros(len(bad), dtype=bool)
     ledger = pd.DataFrame({"label": given.labels, "trusted": nobody})
-    detector = SPECTRE(reference="robust")
+    detector = SPECTRE(reference="robust", layers="last")
     detector.check(ledger, 3)
     alone = dataclasses.replace(given, trusted=nobody)
-    assert found(detector(alone, seed=0), alone, bad) > 0.95
+    assert found(detector(alone, seed=0), alone, bad) > 0.9

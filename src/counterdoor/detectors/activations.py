@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,33 +42,46 @@ def layer_names(net: nn.Module, images_nchw: np.ndarray, engine: Engine = DEFAUL
     return list(dict.fromkeys(reversed(names)))[::-1]  # one called twice stands where it was last
 
 
-def head_inputs(
-    net: nn.Module, images_nchw: np.ndarray, engine: Engine = DEFAULT, batch_size: int = 500
-) -> np.ndarray:
-    """What goes into the last layer that the net calls, in eval mode: its representations.
+def representations(
+    net: nn.Module,
+    images_nchw: np.ndarray,
+    layers: Literal["last", "all"] = "last",
+    engine: Engine = DEFAULT,
+    batch_size: int = 500,
+) -> list[np.ndarray]:
+    """What goes into the net's last layer, and before that what its other layers give.
 
     Args:
-        net: from float images in [0, 1] to logits.
+        net: from float images in [0, 1] to logits; looked at in eval mode.
         images_nchw: uint8, shape (N, C, H, W), in [0, 255].
+        layers: "last" for the former alone, "all" for both.
         engine: what to run on.
         batch_size: images at a time.
 
     Returns:
-        float64, shape (N, D); the mean over places if the layer sees several.
+        In the order of the calls, the last layer's inputs last; each float32, shape
+        (N, units), means over places where a layer sees several.
 
     Raises:
         ValueError: if the net has no layer.
     """
-    layer = net.get_submodule(layer_names(net, images_nchw, engine)[-1])
-    kept: list[Tensor] = []
+    *others, last = layer_names(net, images_nchw, engine)
+    looked_at = [net.get_submodule(name) for name in (others if layers == "all" else [])]
+    head = net.get_submodule(last)
+    kept: dict[nn.Module, list[Tensor]] = {module: [] for module in (*looked_at, head)}
 
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        kept.append(_pooled(layer, inputs[0].float()).cpu())
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+        values = inputs[0] if output is None else output
+        kept[module].append(_pooled(module, values.float()).cpu())
 
-    with _hooks([layer.register_forward_pre_hook(keep)]):
+    with _hooks(
+        [
+            *(module.register_forward_hook(keep) for module in looked_at),
+            head.register_forward_pre_hook(keep),
+        ]
+    ):
         predict_logits(net, images_nchw, batch_size=batch_size, engine=engine)
-    representations: np.ndarray = torch.cat(kept).double().numpy()
-    return representations
+    return [torch.cat(parts).numpy() for parts in kept.values()]
 
 
 def activation_gradients(

@@ -19,32 +19,41 @@ class AGPD(DetectorBase):
     """Directions of activation gradients: unlike the trusted ones, like the poison's.
 
     For every layer but the last, g is the gradient of a sample's labelled logit with respect to
-    what the layer gives (its mean over places), and only its direction counts. In each class the
-    trusted samples' mean gradient is the clean direction, and the sample least like it a
-    first guess of the poison's. The class's dispersion is the root mean square of
-    cos(g, clean) - cos(g, poison): near 0 where all gradients point one way, large where there
-    are two ways. The layer is that in which one class's dispersion is most unusual (in units of
-    1.4826 times the median absolute deviation of all classes); if none is above
-    ``anomaly``, as when every class is a target, that in which most classes' is above
-    ``dispersion``. So far the paper, but that it looks for the latter in three of the late
-    layers alone.
+    what the layer gives (its mean over places), and only its direction counts. In each
+    class the trusted samples' mean gradient is the clean direction, and the sample least like
+    it a first guess of the poison's. A sample's closeness to the poison is
+    (1 - cos(g, clean)) / ((1 - cos(g, clean)) + (1 - cos(g, poison))). So far the paper.
 
-    The paper then flags classes, and in each takes samples away by a closeness
-    (1 - cos(g, poison)) / ((1 - cos(g, poison)) + (1 - cos(g, clean))), round by round,
-    until the distribution of the rest settles. Here every sample needs a score that is
-    comparable over classes. The poison's direction is refined until it is the mean of
-    the untrusted samples that are closer to it than to the clean one, and the score is
-    the class's dispersion times one minus the closeness.
+    The paper takes samples away by it, round by round, until the distribution of the rest
+    settles, and only in classes that it flags. Here every sample needs a score that is
+    comparable over classes: the poison's direction is refined until it is the mean of
+    the untrusted samples that are closer to it than to the clean one, and the
+    closeness is weighted with how strange the class is, in one of two ways.
+
+    ``weight`` "dispersion" follows the paper. The class's dispersion is the root mean square of
+    cos(g, clean) - cos(g, poison), and one layer is looked at: that in which one class's
+    dispersion is most unusual (in units of 1.4826 times the median absolute deviation of
+    all classes), or, if none is above ``anomaly``, as when every class is a target, that in
+    which most classes' is above ``dispersion``. (The authors' code looks for the latter in three
+    late layers alone.) In small nets the dispersion of clean classes differs
+    so much that the target class may not stand out.
+
+    "trusted", which is not in the paper, compares a class with itself: one minus the ratio of
+    the root mean squares of 1 - cos(g, clean) over trusted and over untrusted samples,
+    which is near 0 for a clean class however dispersed it is; and the score is the mean over
+    all layers, so that none has to be chosen.
 
     Attributes:
-        anomaly: e^2 in the paper.
-        dispersion: 0.3 in the authors' code.
+        weight: what the closeness is weighted with.
+        anomaly: for "dispersion"; e^2 in the authors' code.
+        dispersion: for "dispersion"; 0.3 in the authors' code.
 
     Source: Yuan et al., "Activation Gradient based Poisoned Sample Detection Against
-    Backdoor Attacks" (ICLR 2025), section 4, and the authors' code in BackdoorBench.
+    Backdoor Attacks" (ICLR 2025), and the authors' code in BackdoorBench.
     """
 
     name: Literal["agpd"] = "agpd"
+    weight: Literal["dispersion", "trusted"] = "trusted"
     anomaly: float = Field(default=7.389, gt=0)
     dispersion: float = Field(default=0.3, ge=0)
 
@@ -54,42 +63,42 @@ class AGPD(DetectorBase):
         return frozenset({"plain"})
 
     def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
-        """Refuse a ledger with a class of which no sample is trusted."""
-        labels, trusted = ledger["label"].to_numpy(), ledger["trusted"].to_numpy()
-        check_trusted(labels, trusted, num_classes, least=1)
+        """Refuse a ledger with fewer than two trusted samples in a class."""
+        check_trusted(ledger["label"].to_numpy(), ledger["trusted"].to_numpy(), num_classes)
 
     def __call__(self, evidence: Evidence, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
-        """Dispersion times closeness to the poison; see :class:`DetectorBase`.
+        """Weighted closeness to the poison, at least 0; see :class:`DetectorBase`.
 
         Raises:
-            ValueError: if the net has fewer than two layers, or a class no trusted sample.
+            ValueError: if the net has fewer than two layers, or a class too few trusted samples.
         """
         net = present(evidence.plain_net, "plain")
         images, labels = evidence.images_nchw, evidence.labels
-        check_trusted(labels, evidence.trusted, evidence.num_classes, least=1)
+        check_trusted(labels, evidence.trusted, evidence.num_classes)
         layers = layer_names(net, images, engine)[:-1]
         if not layers:
             raise ValueError("this detector needs a net of two layers or more, but it has one")
         right = predict_classes(net, images, engine=engine) == labels
-        classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-
-        def directions(rows: np.ndarray, names: list[str]) -> list[np.ndarray]:
-            slopes = activation_gradients(net, images[rows], labels[rows], names, engine)
-            return [unit(each) for each in slopes]
-
-        found = np.zeros((len(layers), len(classes)))
-        for column, rows in enumerate(classes):
-            for row, each in enumerate(directions(rows, layers)):
-                clean = clean_direction(each, evidence.trusted[rows], right[rows])
-                found[row, column] = dispersion(each, clean)
-        chosen = self._layer(found)
-        scores = np.zeros(len(labels))
-        for column, rows in enumerate(classes):
-            (each,) = directions(rows, [layers[chosen]])
+        # A class at a time: the gradients of all layers and samples take much memory.
+        closeness = np.zeros((len(layers), len(labels)))
+        weights = np.zeros((len(layers), evidence.num_classes))
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
             trusted = evidence.trusted[rows]
-            clean = clean_direction(each, trusted, right[rows])
-            scores[rows] = found[chosen, column] * poison_closeness(each, clean, ~trusted)
-        return scores
+            slopes = activation_gradients(net, images[rows], labels[rows], layers, engine)
+            for layer, slope in enumerate(slopes):
+                directions = unit(slope)
+                clean = clean_direction(directions, trusted, right[rows])
+                closeness[layer, rows] = poison_closeness(directions, clean, ~trusted)
+                weights[layer, label] = (
+                    strangeness(directions, clean, trusted)
+                    if self.weight == "trusted"
+                    else dispersion(directions, clean)
+                )
+        scores = closeness * weights[:, labels]
+        if self.weight == "trusted":
+            return np.asarray(scores.mean(0))
+        return scores[self._layer(weights[:, np.unique(labels)])]
 
     def _layer(self, found: np.ndarray) -> int:
         """Index of the layer, given dispersions of shape (layers, classes)."""
@@ -123,6 +132,24 @@ def dispersion(directions: np.ndarray, clean: np.ndarray) -> float:
     like_clean = directions @ clean
     like_poison = directions @ directions[like_clean.argmin()]
     return float(np.sqrt(np.mean((like_clean - like_poison) ** 2)))
+
+
+def strangeness(directions: np.ndarray, clean: np.ndarray, trusted: np.ndarray) -> float:
+    """How much further from ``clean`` untrusted samples are than trusted ones, in [0, 1].
+
+    One minus the ratio of the root mean squares of 1 - cos(g, clean), or 0 if the
+    trusted ones are as far.
+
+    Args:
+        directions: one class's, shape (n, d), of length 1.
+        clean: shape (d,), of length 1.
+        trusted: bool, shape (n,), at least one.
+    """
+    far = (1 - directions @ clean) ** 2
+    if trusted.all():
+        return 0.0
+    ratio = (np.sqrt(far[trusted].mean()) + 1e-3) / (np.sqrt(far[~trusted].mean()) + 1e-3)
+    return float(max(0.0, 1 - ratio))
 
 
 def anomalies(found: np.ndarray) -> np.ndarray:

@@ -55,15 +55,13 @@ def present(given: T | None, need: Need) -> T:
     return given
 
 
-def check_trusted(
-    labels: np.ndarray, trusted: np.ndarray, num_classes: int, least: int = 2
-) -> None:
-    """Raise ``ValueError`` unless every class has at least so many trusted samples."""
+def check_trusted(labels: np.ndarray, trusted: np.ndarray, num_classes: int) -> None:
+    """Raise ``ValueError`` unless at least two samples of every class are trusted."""
     counts = np.bincount(labels[trusted], minlength=num_classes)
-    if (counts < least).any():
-        short = ", ".join(f"{label} ({counts[label]})" for label in np.flatnonzero(counts < least))
+    if (counts < 2).any():
+        short = ", ".join(f"{label} ({counts[label]})" for label in np.flatnonzero(counts < 2))
         raise ValueError(
-            f"this detector needs at least {least} trusted samples of every class, but these have "
+            "this detector needs at least 2 trusted samples of every class, but these have "
             f"fewer: class {short}; raise ingest.trusted_share or choose another detector"
         )
 

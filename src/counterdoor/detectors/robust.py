@@ -12,14 +12,14 @@ def principal_axes(points: np.ndarray, most: int) -> np.ndarray:
     """The leading principal axes of the points.
 
     Args:
-        points: float64, shape (n, d).
+        points: float, shape (n, d).
         most: how many axes at most.
 
     Returns:
         float64, shape (d, k), orthonormal columns; k is ``most`` or the number of
         directions with any spread, whichever is less.
     """
-    centred = points - points.mean(0)
+    centred = points.astype(np.float64) - points.mean(0, dtype=np.float64)
     values, vectors = np.linalg.eigh(centred.T @ centred)
     spread = values > max(values[-1], 0.0) * 1e-10
     return np.asarray(vectors[:, spread][:, ::-1][:, :most])

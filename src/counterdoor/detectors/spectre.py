@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from counterdoor.detectors.activations import head_inputs
+from counterdoor.detectors.activations import representations
 from counterdoor.detectors.base import DetectorBase, Evidence, Need, check_trusted, present
 from counterdoor.detectors.robust import inverse_root, principal_axes, trim, within_classes
 from counterdoor.engine import DEFAULT, Engine
@@ -34,9 +34,12 @@ class SPECTRE(DetectorBase):
     The robust estimate breaks down where a class is poison by a third or more, as the target class
     is if a tenth of all samples is sent there. ``reference`` "trusted" takes mean and
     covariance from the trusted samples instead: the mean of those of the class, and the
-    covariance within classes over all of them. That is not in the paper.
+    covariance within classes over all of them. With ``layers`` "all" a sample's score is the
+    largest that any layer gives it: a trigger that changes little in the last
+    representation may be plain in an early one. Neither is in the paper.
 
     Attributes:
+        layers: whether to look at what goes into the last layer alone, or at all layers.
         reference: where mean and covariance come from.
         share: of a class that is expected to be poison, epsilon; for "robust", which
             leaves out at most twice as many.
@@ -49,6 +52,7 @@ class SPECTRE(DetectorBase):
     """
 
     name: Literal["spectre"] = "spectre"
+    layers: Literal["last", "all"] = "all"
     reference: Literal["robust", "trusted"] = "trusted"
     share: float = Field(default=0.1, gt=0, lt=0.5)
     components: int | None = Field(default=None, ge=1)
@@ -74,7 +78,11 @@ class SPECTRE(DetectorBase):
         labels, trusted = evidence.labels, evidence.trusted
         if self.reference == "trusted":
             check_trusted(labels, trusted, evidence.num_classes)
-        points = head_inputs(net, evidence.images_nchw, engine)
+        looked_at = representations(net, evidence.images_nchw, self.layers, engine)
+        return np.max([self._scores(each, labels, trusted) for each in looked_at], axis=0)
+
+    def _scores(self, points: np.ndarray, labels: np.ndarray, trusted: np.ndarray) -> np.ndarray:
+        """Every sample's score in one layer."""
         spread = within_classes(points[trusted], labels[trusted])
         scores = np.zeros(len(points))
         for label in np.unique(labels):
