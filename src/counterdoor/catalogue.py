@@ -6,7 +6,7 @@ from typing import Any
 from counterdoor.attacks import Attack, LabelMapping
 from counterdoor.component import Component, members
 from counterdoor.defences import Defence
-from counterdoor.detectors import Detector
+from counterdoor.detectors import Detector, SuspectRatio
 from counterdoor.labelers import Labeler
 from counterdoor.models import Model
 from counterdoor.sources import Source
@@ -17,6 +17,7 @@ FAMILIES: dict[str, Any] = {
     "label mappings": LabelMapping,
     "models": Model,
     "detectors": Detector,
+    "suspect ratios": SuspectRatio,
     "labelers": Labeler,
     "defences": Defence,
 }
@@ -36,17 +37,19 @@ def catalogue() -> dict[str, list[dict[str, Any]]]:
 
 
 def _describe(component: type[Component]) -> dict[str, Any]:
-    properties = component.model_json_schema()["properties"]
+    schema = component.model_json_schema()
+    # One that can hold components of its own family is described by reference.
+    properties = schema.get("$defs", {}).get(component.__name__, schema)["properties"]
     parameters = []
     for name, field in component.model_fields.items():
         if name == "name":
             continue
-        schema = properties[name]
+        told = properties[name]
         default = None if field.is_required() else json.loads(_dump(component, name))
         parameters.append(
             {
                 "name": name,
-                "type": schema.get("type", schema.get("$ref", "any").rsplit("/", 1)[-1]),
+                "type": told.get("type", told.get("$ref", "any").rsplit("/", 1)[-1]),
                 "default": default,
                 "required": field.is_required(),
             }

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import sys
 import traceback
@@ -243,7 +244,7 @@ def _print_last(found: Any) -> None:
         ("attack success rate (ASR)", "asr"),
         ("accuracy on triggered images (BA)", "ba"),
     ):
-        shown.add_row(label, f"{row['undefended_' + metric]:.1%}", f"{row[metric]:.1%}")
+        shown.add_row(label, _percent(row[f"undefended_{metric}"]), _percent(row[metric]))
     console = _console()
     console.print(shown)
     rates = {
@@ -259,7 +260,13 @@ def _print_last(found: Any) -> None:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "n/a" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
+
+
+def _percent(rate: float) -> str:
+    return "n/a" if math.isnan(rate) else f"{rate:.1%}"
 
 
 def _console() -> Any:

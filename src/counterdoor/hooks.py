@@ -38,7 +38,9 @@ class PreflightHooks:
         Raises:
             DatasetError: naming a missing or damaged artifact, or a folder that
                 cannot be written to, and what to do.
+            ValueError: if a component looks at the truth, and the pipeline withholds it.
         """
+        ensure_truth_is_given(pipeline, catalog)
         for name in sorted(pipeline.outputs() | pipeline.all_outputs()):
             ensure_writable(catalog[name])
         for name in sorted(pipeline.inputs()):
@@ -78,6 +80,23 @@ def ensure_readable(name: str, catalog: DataCatalog) -> None:
             "stages before it first (a plain `kedro run` runs all), or give the parameters that it "
             f"was made with. {error.__cause__ or error}"
         ) from error
+
+
+def ensure_truth_is_given(pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Raise ``ValueError`` if a detector or labeler needs the truth and would not get it."""
+    for made, choice, family in (
+        ("scored_ledger", "params:detect", "detector"),
+        ("relabeled_ledger", "params:relabel", "labeler"),
+    ):
+        for node in pipeline.nodes:
+            if made in node.outputs and "oracle" not in node.inputs:
+                chosen = getattr(catalog.load(choice), family)
+                if chosen.needs_truth:
+                    raise ValueError(
+                        f"{family} {chosen.name!r} looks at the truth, which no defender has: it "
+                        "is for ablations only, `kedro run --pipelines ablation`; in every other "
+                        f"pipeline choose another {family}"
+                    )
 
 
 class ProgressHooks:

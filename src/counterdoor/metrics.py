@@ -4,6 +4,7 @@ Arguments are one-dimensional arrays over samples: ``predicted`` and ``true`` ho
 class indices, flags are bool. A rate over no sample is NaN.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -54,7 +55,12 @@ def backdoor_accuracy(
 def defense_effectiveness_rating(
     undefended_ca: float, defended_ca: float, undefended_asr: float, defended_asr: float
 ) -> float:
-    """DER = [max(0, drop of ASR) - max(0, drop of CA) + 1] / 2; 0.5 = no effect, 1 = perfect."""
+    """DER = [max(0, drop of ASR) - max(0, drop of CA) + 1] / 2; 0.5 = no effect, 1 = perfect.
+
+    NaN without an attack.
+    """
+    if np.isnan(undefended_asr) or np.isnan(defended_asr):
+        return float("nan")
     return (
         max(0.0, undefended_asr - defended_asr) - max(0.0, undefended_ca - defended_ca) + 1.0
     ) / 2.0
@@ -146,11 +152,14 @@ def summarize(
         over the untrusted samples, where a cover sample counts as clean.
         ``ca_target_class`` and ``ba_without_target`` are there if the attack has one
         target class. Detection rates are NaN if nobody is a suspect, and those of
-        pseudo-labels if nobody has one: such a defence detects or labels nothing.
+        pseudo-labels if nobody has one: such a defence detects or labels nothing. Where
+        nobody is poisoned, what is measured on triggered images is NaN.
     """
+    attacked = bool(oracle["is_poisoned"].any())
     true = predictions["true_label"].to_numpy()
     deployed = "stamped" if deployed_stamped else "plain"
-    wanted, target_class = labels.target_labels(true, num_classes), labels.single_target
+    wanted = labels.target_labels(true, num_classes)
+    target_class = labels.single_target if attacked else None
 
     def predicted(net: str, images: str, condition: str) -> np.ndarray:
         return predictions[f"{net}_{images}_{condition}"].to_numpy()
@@ -161,8 +170,8 @@ def summarize(
         figures = {
             "ca": clean_accuracy(clean, true),
             "ca_worst_class": float(np.nanmin(classes)),
-            "asr": attack_success_rate(triggered, true, wanted),
-            "ba": backdoor_accuracy(triggered, true),
+            "asr": attack_success_rate(triggered, true, wanted) if attacked else math.nan,
+            "ba": backdoor_accuracy(triggered, true) if attacked else math.nan,
         }
         if target_class is not None:
             figures |= {
@@ -174,6 +183,15 @@ def summarize(
     defended, defended_classes = net_figures("defended", deployed)
     unstamped, _ = net_figures("defended", "plain")
     undefended, undefended_classes = net_figures("undefended", "plain")
+    rejected = filter_rates(
+        clean_plain=predicted("defended", "clean", "plain"),
+        clean_stamped=predicted("defended", "clean", "stamped"),
+        triggered_plain=predicted("defended", "triggered", "plain"),
+        triggered_stamped=predicted("defended", "triggered", "stamped"),
+        true=true,
+    )
+    if not attacked:
+        rejected |= {"b_rej": math.nan, "dsr": math.nan}
     suspect = ledger["suspect"].to_numpy()
     pseudo_labels = ledger["pseudo_label"].to_numpy()
     named = np.full(len(ledger), (pseudo_labels != DROPPED).any())
@@ -195,13 +213,7 @@ def summarize(
         "der": defense_effectiveness_rating(
             undefended["ca"], defended["ca"], undefended["asr"], defended["asr"]
         ),
-        **filter_rates(
-            clean_plain=predicted("defended", "clean", "plain"),
-            clean_stamped=predicted("defended", "clean", "stamped"),
-            triggered_plain=predicted("defended", "triggered", "plain"),
-            triggered_stamped=predicted("defended", "triggered", "stamped"),
-            true=true,
-        ),
+        **rejected,
         **{f"detection_{name}": value for name, value in detection.items()},
         "pseudo_label_accuracy": _rate(pseudo[suspect & named]),
         "pseudo_label_accuracy_all": _rate(pseudo[named]),

@@ -1,11 +1,13 @@
 """The typed parameters of each stage, one model a parameters file."""
 
-from pydantic import ConfigDict, Field, RootModel
+from typing import Any
+
+from pydantic import ConfigDict, Field, RootModel, field_validator
 
 from counterdoor.attacks import Attack
 from counterdoor.component import Config
 from counterdoor.defences import NAB, Defence
-from counterdoor.detectors import Detector
+from counterdoor.detectors import Detector, SuspectRatio
 from counterdoor.features import SimCLR
 from counterdoor.labelers import Labeler
 from counterdoor.models import Model
@@ -74,11 +76,19 @@ class DetectParams(Config):
 
     Attributes:
         detector: gives every sample a score.
-        suspect_ratio: share of the untrusted samples that is suspected, in (0, 1).
+        suspect_ratio: how many of the untrusted samples are suspected: a share in (0, 1),
+            or a rule, or the name of one.
     """
 
     detector: Detector
-    suspect_ratio: float = Field(gt=0, lt=1)
+    suspect_ratio: SuspectRatio
+
+    @field_validator("suspect_ratio", mode="before")
+    @classmethod
+    def _spelt_out(cls, given: Any) -> Any:
+        if isinstance(given, int | float):
+            return {"name": "fixed", "ratio": given}
+        return {"name": given} if isinstance(given, str) else given
 
 
 class RelabelParams(Config):

@@ -118,10 +118,12 @@ def render_report(
 
 
 def _verdict(metrics: Mapping[str, float]) -> str:
-    attack = _change(metrics["undefended_asr"], metrics["asr"])
     clean = _change(metrics["undefended_ca"], metrics["ca"])
     points = metrics["ca"] - metrics["undefended_ca"]
     by = "" if math.isnan(points) or clean.startswith("stayed") else f", by {_points(abs(points))}"
+    if not metrics["n_poisoned"]:
+        return f"Nobody is poisoned. With the defence, the clean accuracy {clean}{by}."
+    attack = _change(metrics["undefended_asr"], metrics["asr"])
     return f"With the defence, the attack success rate {attack}; the clean accuracy {clean}{by}."
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from counterdoor.defences import ABL
+from counterdoor.detectors import Fixed
 from counterdoor.recipe import Ascent, Recipe
 from counterdoor.relabeling import plan_samples
 from counterdoor.training import sample_losses
@@ -57,7 +58,7 @@ def test_the_history_is_of_both_trainings(digits_case, made):
 
 
 def test_it_isolates_its_own_share():
-    assert ABL().suspected_share(0.05) == 0.01
-    assert ABL(isolation_ratio=0.2).suspected_share(0.05) == 0.2
+    assert ABL().suspect_rule(Fixed()).ratio == 0.01
+    assert ABL(isolation_ratio=0.2).suspect_rule(Fixed()).ratio == 0.2
     with pytest.raises(ValueError, match="isolation_ratio"):
         ABL(isolation_ratio=0.0)

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from counterdoor.component import members
 from counterdoor.defences import Case, Defence, NoDefence
+from counterdoor.detectors import Fixed
 from counterdoor.recipe import Recipe
 from counterdoor.stamp import Stamp
 from counterdoor.training import Fit
@@ -93,5 +94,5 @@ def test_trusted_samples_are_demanded_by_those_that_need_them(defence, case):
 
 def test_pseudo_labels_are_for_suspects(defence):
     assert defence.needs_suspects or not defence.needs_pseudo_labels
-    assert 0 < defence.suspected_share(0.3) < 1
+    assert 0 < defence.suspect_rule(Fixed(ratio=0.3)).ratio < 1
     assert isinstance(defence.stamp_in_use(Stamp()), Stamp | None)

@@ -19,6 +19,7 @@ from counterdoor.attacks.blend import Blend
 from counterdoor.attacks.dynamic import Dynamic
 from counterdoor.attacks.label_consistent import LabelConsistent
 from counterdoor.attacks.labels import AllToAll, AllToOne, LabelMapping, LabelMappingBase
+from counterdoor.attacks.none import NoAttack
 from counterdoor.attacks.sig import SIG
 from counterdoor.attacks.trojan_nn import TrojanNN
 from counterdoor.attacks.wanet import WaNet
@@ -32,7 +33,8 @@ Attack = Annotated[
     | AdapPatch
     | LabelConsistent
     | TrojanNN
-    | Dynamic,
+    | Dynamic
+    | NoAttack,
     Field(discriminator="name"),
 ]
 """Every attack that a configuration can name."""
@@ -53,6 +55,7 @@ __all__ = [
     "LabelConsistent",
     "LabelMapping",
     "LabelMappingBase",
+    "NoAttack",
     "Poisoned",
     "Rows",
     "TrojanNN",

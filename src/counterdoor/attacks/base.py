@@ -126,6 +126,11 @@ class AttackBase(Component):
         return {}
 
     @property
+    def target_class(self) -> int | None:
+        """The only class that triggered images are to be taken for; ``None`` without one."""
+        return self.labels.single_target if self.poison_ratio else None
+
+    @property
     def needs_preparation(self) -> bool:
         """Whether the attack has a :meth:`prepare` of its own."""
         return type(self).prepare is not AttackBase.prepare
@@ -199,11 +204,11 @@ def draw_rows(
         poisoned.append(rows[:end])
         cover.append(rows[end : end + round(attack.cover_ratio * len(rows))])
     drawn = Rows(np.sort(np.concatenate(poisoned)), np.sort(np.concatenate(cover)))
-    if not len(drawn.poisoned):
+    if attack.poison_ratio and not len(drawn.poisoned):
         among = labels == attack.labels.single_target if attack.clean_label else True
         raise ValueError(
             f"attack.poison_ratio {attack.poison_ratio} poisons no sample of "
-            f"{(reachable & among).sum()}; raise it"
+            f"{(reachable & among).sum()}; raise it, or choose the attack 'none'"
         )
     return drawn
 

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from counterdoor.defences.base import Case, DefenceBase, Defended, joined
+from counterdoor.detectors import Fixed, SuspectRule
 from counterdoor.recipe import Ascent, Recipe, Steps
 
 PAPER_RECIPE = Recipe(
@@ -40,9 +41,9 @@ class ABL(DefenceBase):
     isolation_ratio: float = Field(default=0.01, gt=0, lt=1)
     recipe: Recipe = PAPER_RECIPE
 
-    def suspected_share(self, usual: float) -> float:
-        """The isolation ratio, whatever the usual one is."""
-        return self.isolation_ratio
+    def suspect_rule(self, usual: SuspectRule) -> SuspectRule:
+        """The isolation ratio, whatever the usual rule is."""
+        return Fixed(ratio=self.isolation_ratio)
 
     def __call__(self, case: Case) -> Defended:
         """Train on all but the isolated, then unlearn these; see :class:`DefenceBase`."""

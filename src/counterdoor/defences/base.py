@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from counterdoor.component import Component
+from counterdoor.detectors import SuspectRule
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.feed import Samples
 from counterdoor.models import NormalisedNet, TrainedNet, build_net
@@ -115,8 +116,8 @@ class DefenceBase(Component):
     needs_pseudo_labels: ClassVar[bool] = False
     needs_trusted: ClassVar[bool] = False
 
-    def suspected_share(self, usual: float) -> float:
-        """Share of the untrusted samples that is suspected, where ``usual`` is the run's."""
+    def suspect_rule(self, usual: SuspectRule) -> SuspectRule:
+        """How many are suspected, where ``usual`` is the run's rule."""
         return usual
 
     def stamp_in_use(self, stamp: Stamp) -> Stamp | None:

@@ -32,6 +32,8 @@ class Evidence:
         plain_net: a net trained as usual, for a detector that needs ``"plain"``.
         features: float32, shape (N, D), learnt without labels, for a detector that needs
             ``"features"``.
+        is_poisoned: bool, shape (N,), the truth; for a detector with ``needs_truth`` in
+            an ablation, ``None`` wherever a defender is at work.
     """
 
     images_nchw: np.ndarray
@@ -41,6 +43,7 @@ class Evidence:
     warmup_net: nn.Module | None = None
     plain_net: nn.Module | None = None
     features: np.ndarray | None = None
+    is_poisoned: np.ndarray | None = None
 
 
 def present(given: T | None, need: Need) -> T:
@@ -73,6 +76,11 @@ class DetectorBase(Component):
     @abstractmethod
     def needs(self) -> frozenset[Need]:
         """What is trained for this detector; nothing else is."""
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether it looks at the poison flags, so that only an ablation can have it."""
+        return False
 
     def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
         """Raise ``ValueError`` before any training if it cannot work on this ledger."""
@@ -127,11 +135,20 @@ def select_suspects(scores: np.ndarray, eligible: np.ndarray, suspect_ratio: flo
 
     Source: NAB, section 4.1 (5 % of the training set).
     """
-    if np.isnan(scores).any():
-        raise ValueError(f"{np.isnan(scores).sum()} of {len(scores)} scores are not numbers")
+    return flag_highest(scores, eligible, suspect_count(int(eligible.sum()), suspect_ratio))
+
+
+def flag_highest(scores: np.ndarray, eligible: np.ndarray, count: int) -> np.ndarray:
+    """Flag the ``count`` highest-scoring eligible samples; see :func:`select_suspects`."""
+    check_scores(scores)
     rows = np.flatnonzero(eligible)
-    count = suspect_count(len(rows), suspect_ratio)
     ranked = rows[np.argsort(-scores[rows], kind="stable")]
     suspect = np.zeros(len(scores), dtype=bool)
     suspect[ranked[:count]] = True
     return suspect
+
+
+def check_scores(scores: np.ndarray) -> None:
+    """Raise ``ValueError`` if a score is not a number."""
+    if np.isnan(scores).any():
+        raise ValueError(f"{np.isnan(scores).sum()} of {len(scores)} scores are not numbers")

@@ -7,9 +7,10 @@ from pydantic import Field
 from counterdoor.labelers.base import LabelerBase
 from counterdoor.labelers.drop import Drop
 from counterdoor.labelers.nc import NC
+from counterdoor.labelers.oracle import Oracle
 from counterdoor.labelers.vd import VD
 
-Labeler = Annotated[VD | NC | Drop, Field(discriminator="name")]
+Labeler = Annotated[VD | NC | Drop | Oracle, Field(discriminator="name")]
 """Every labeler that a configuration can name."""
 
-__all__ = ["NC", "VD", "Drop", "Labeler", "LabelerBase"]
+__all__ = ["NC", "VD", "Drop", "Labeler", "LabelerBase", "Oracle"]

@@ -20,6 +20,11 @@ class LabelerBase(Component):
 
     needs_features: ClassVar[bool] = False
 
+    @property
+    def needs_truth(self) -> bool:
+        """Whether it looks at the true labels, so that only an ablation can have it."""
+        return False
+
     def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
         """Raise ``ValueError`` before any training if the labeler cannot work on this ledger."""
 
@@ -35,6 +40,7 @@ class LabelerBase(Component):
         seed: int,
         engine: Engine = DEFAULT,
         features: np.ndarray | None = None,
+        true_labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """A pseudo-label for every sample, suspect or not.
 
@@ -48,6 +54,8 @@ class LabelerBase(Component):
             engine: what to run on.
             features: float32, shape (N, D), learnt without labels, for a labeler that
                 needs them.
+            true_labels: int64, shape (N,), for a labeler with ``needs_truth`` in an
+                ablation, ``None`` wherever a defender is at work.
 
         Returns:
             int64, shape (N,), in 0..K-1, or ``DROPPED`` for a sample that is to

@@ -28,6 +28,7 @@ class Drop(LabelerBase):
         seed: int,
         engine: Engine = DEFAULT,
         features: np.ndarray | None = None,
+        true_labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """``DROPPED`` for every sample; see :class:`LabelerBase`."""
         return np.full(len(ledger), DROPPED, dtype=np.int64)

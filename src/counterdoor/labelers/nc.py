@@ -38,6 +38,7 @@ class NC(LabelerBase):
         seed: int,
         engine: Engine = DEFAULT,
         features: np.ndarray | None = None,
+        true_labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """The class of the nearest centre for every sample; see :class:`LabelerBase`.
 

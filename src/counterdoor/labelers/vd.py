@@ -60,6 +60,7 @@ class VD(LabelerBase):
         seed: int,
         engine: Engine = DEFAULT,
         features: np.ndarray | None = None,
+        true_labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """Predictions of the verified-data classifier; see :class:`LabelerBase`."""
         self.check(ledger, num_classes)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from counterdoor.detectors import Evidence, select_suspects
+from counterdoor.detectors import Evidence
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.features import features_of
 from counterdoor.ledger import check_ledger
@@ -26,6 +26,7 @@ def detect(
     engine: Engine = DEFAULT,
     defence: DefenceParams = USUAL_DEFENCE,
     features: Mapping[str, Tensor] | None = None,
+    oracle: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Score every sample and flag the most suspicious untrusted ones.
 
@@ -41,12 +42,14 @@ def detect(
         defence: whether it needs suspects, and how many.
         features: of :func:`~counterdoor.pipelines.warmup.nodes.learn_features`; looked at
             if the detector needs them.
+        oracle: the truth, in an ablation only.
 
     Returns:
         ``ledger`` with ``score`` and ``suspect``; 0 and nobody if none are needed.
 
     Raises:
-        ValueError: if nobody is selected, or the detector needs features and there are none.
+        ValueError: if the fixed suspect ratio selects nobody, the detector needs features and
+            there are none, or it looks at the truth and there is none.
 
     Source: NAB, section 4.1.
     """
@@ -54,16 +57,17 @@ def detect(
     if not defence.root.needs_suspects:
         return {"ledger": ledger.assign(score=0.0, suspect=False)}
     needs, trusted = params.detector.needs, ledger["trusted"].to_numpy()
+    labels = ledger["label"].to_numpy()
     evidence = Evidence(
         images,
-        ledger["label"].to_numpy(),
+        labels,
         trusted,
         len(info["class_names"]),
         warmup_net=warmup_net.build() if "warmup" in needs else None,
         plain_net=plain_net.build() if "plain" in needs else None,
         features=features_of(features, len(images)) if "features" in needs else None,
+        is_poisoned=None if oracle is None else oracle["is_poisoned"].to_numpy(),
     )
     scores = params.detector(evidence, seed=seed, engine=engine)
-    share = defence.root.suspected_share(params.suspect_ratio)
-    suspect = select_suspects(scores, ~trusted, share)
+    suspect = defence.root.suspect_rule(params.suspect_ratio)(scores, labels, trusted)
     return {"ledger": ledger.assign(score=scores, suspect=suspect)}

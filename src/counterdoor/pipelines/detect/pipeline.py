@@ -6,8 +6,8 @@ from counterdoor.pipelines.detect.nodes import detect
 from counterdoor.pipelines.timing import timed
 
 
-def create_pipeline(**_: object) -> Pipeline:
-    """Briefly trained nets → a score for every sample, and the suspects."""
+def create_pipeline(*, truth: bool = False, **_: object) -> Pipeline:
+    """Briefly trained nets → a score for all, and suspects; ``truth`` in an ablation only."""
     return Pipeline(
         [
             Node(
@@ -23,6 +23,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:engine",
                     "params:defence",
                     "features",
+                    *(["oracle"] if truth else []),
                 ],
                 outputs={"ledger": "scored_ledger", "timing": "detect_timing"},
                 name="detect",

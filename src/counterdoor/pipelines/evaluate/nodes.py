@@ -167,7 +167,7 @@ def draw_classes(predictions: pd.DataFrame, info: dict[str, Any], attack: Attack
         name: class_accuracies(predictions[column].to_numpy(), true, len(names))
         for name, column in shown.items()
     }
-    return plots.plot_class_accuracy(accuracies, names, attack.root.labels.single_target)
+    return plots.plot_class_accuracy(accuracies, names, attack.root.target_class)
 
 
 def draw_outcome(metrics: dict[str, float]) -> Figure:
@@ -221,7 +221,7 @@ def write_report(
     }
     if chosen.needs_suspects:
         choices["detector"] = detect.detector.name
-        choices["suspect ratio"] = chosen.suspected_share(detect.suspect_ratio)
+        choices["suspect ratio"] = chosen.suspect_rule(detect.suspect_ratio).in_words
     if chosen.needs_pseudo_labels:
         choices["labeler"] = relabel.labeler.name
         choices["trusted stamps"] = relabel.trusted_stamps
@@ -247,7 +247,9 @@ def warnings_about(
             f"The stamp hardly differs from what it covers (mean difference {contrast:.3f} of 1): "
             "the net cannot see it well. Choose another colour, size or place."
         )
-    if stamps and metrics["n_stamped"] == 0:
+    if stamps and metrics["n_suspects"] == 0:
+        notes.append("Nobody is suspected: the defended net was trained as usual, without stamp.")
+    elif stamps and metrics["n_stamped"] == 0:
         notes.append("No suspect was stamped, so there is no benign backdoor in the defended net.")
     if metrics["undefended_asr"] < 0.5:
         notes.append(

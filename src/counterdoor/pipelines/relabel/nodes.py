@@ -27,6 +27,7 @@ def relabel(
     engine: Engine = DEFAULT,
     defence: DefenceParams = USUAL_DEFENCE,
     features: Mapping[str, Tensor] | None = None,
+    oracle: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Label the suspects anew, and plan who is stamped.
 
@@ -42,6 +43,7 @@ def relabel(
         defence: if it needs no pseudo-labels, suspects are dropped.
         features: of :func:`~counterdoor.pipelines.warmup.nodes.learn_features`; looked at
             if the labeler needs them.
+        oracle: the truth, in an ablation only.
 
     Returns:
         ``ledger`` with ``pseudo_label`` and ``stamped``, and the ``plan``; see
@@ -65,6 +67,7 @@ def relabel(
         seed=seed,
         engine=engine,
         features=features_of(features, len(images)) if needed else None,
+        true_labels=None if oracle is None else oracle["true_label"].to_numpy(),
     )
     relabeled = make_plan(
         ledger,

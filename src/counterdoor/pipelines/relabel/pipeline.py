@@ -6,8 +6,8 @@ from counterdoor.pipelines.relabel.nodes import relabel
 from counterdoor.pipelines.timing import timed
 
 
-def create_pipeline(**_: object) -> Pipeline:
-    """Suspects → pseudo-labels, and the plan of the defended training."""
+def create_pipeline(*, truth: bool = False, **_: object) -> Pipeline:
+    """Suspects → pseudo-labels, and the plan of the training; ``truth`` in an ablation only."""
     return Pipeline(
         [
             Node(
@@ -23,6 +23,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "params:engine",
                     "params:defence",
                     "features",
+                    *(["oracle"] if truth else []),
                 ],
                 outputs={
                     "ledger": "relabeled_ledger",

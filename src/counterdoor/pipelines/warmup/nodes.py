@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from counterdoor.detectors.base import suspect_count
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.features.learnt import KEY, NONE, is_learnt
 from counterdoor.ledger import check_ledger
@@ -58,7 +57,7 @@ def check_plan(
         defence: what of all that it needs.
 
     Returns:
-        ``report``: the number of samples, trusted samples and suspects to come,
+        ``report``: the number of samples, trusted samples and suspects to come (at most),
         and the contrast of the stamp in use with what it covers, NaN for none.
 
     Raises:
@@ -74,8 +73,7 @@ def check_plan(
     trusted = int(ledger["trusted"].sum())
     chosen, suspects = defence.root, 0
     if chosen.needs_suspects:
-        share = chosen.suspected_share(detect.suspect_ratio)
-        suspects = suspect_count(len(ledger) - trusted, share)
+        suspects = chosen.suspect_rule(detect.suspect_ratio).at_most(len(ledger) - trusted)
         _check_detector(detect, warmup)
         detect.detector.check(ledger, len(info["class_names"]))
     if chosen.needs_pseudo_labels:

@@ -1,0 +1,69 @@
+"""How many of the most suspicious samples are suspected."""
+
+from abc import abstractmethod
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from counterdoor.component import Component
+from counterdoor.detectors.base import select_suspects, suspect_count
+
+
+class SuspectRule(Component):
+    """Turns scores into suspects."""
+
+    @property
+    @abstractmethod
+    def in_words(self) -> str:
+        """The rule in a few words."""
+
+    @abstractmethod
+    def at_most(self, eligible: int) -> int:
+        """How many of so many untrusted samples can become suspects.
+
+        Raises:
+            ValueError: if the rule cannot work with so few.
+        """
+
+    @abstractmethod
+    def __call__(self, scores: np.ndarray, labels: np.ndarray, trusted: np.ndarray) -> np.ndarray:
+        """Flag the suspects.
+
+        Args:
+            scores: float64, shape (N,), higher = more suspicious.
+            labels: int64, shape (N,), the labels that the defender was given.
+            trusted: bool, shape (N,), verified samples; never suspected.
+
+        Returns:
+            bool, shape (N,).
+
+        Raises:
+            ValueError: if a score is not a number.
+        """
+
+
+class Fixed(SuspectRule):
+    """A fixed share of the untrusted samples, the most suspicious ones.
+
+    Source: NAB, section 4.1 (5 % of the training set).
+
+    Attributes:
+        ratio: the share, in (0, 1).
+    """
+
+    name: Literal["fixed"] = "fixed"
+    ratio: float = Field(default=0.05, gt=0, lt=1)
+
+    @property
+    def in_words(self) -> str:
+        """The share."""
+        return f"{self.ratio:g}"
+
+    def at_most(self, eligible: int) -> int:
+        """Exactly so many; ``ValueError`` if that is nobody."""
+        return suspect_count(eligible, self.ratio)
+
+    def __call__(self, scores: np.ndarray, labels: np.ndarray, trusted: np.ndarray) -> np.ndarray:
+        """The highest scores; ``ValueError`` if nobody is selected; see :class:`SuspectRule`."""
+        return select_suspects(scores, ~trusted, self.ratio)
