@@ -22,6 +22,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, SVHN
 
 from counterdoor import engine
 from counterdoor.component import Component
+from counterdoor.detectors import LGA, Ensemble
 from counterdoor.ledger import new_ledger
 from counterdoor.models import External
 from counterdoor.sources import (
@@ -418,6 +419,8 @@ def make_component(request: pytest.FixtureRequest) -> Callable[..., Component]:
             settings = {"path": str(getattr(made, "path", made)), **settings}
         if "download" in kind.model_fields:
             settings = {"download": False, **settings}
+        if kind is Ensemble:
+            settings = {"members": (LGA(),), **settings}
         if kind is External:
             theirs = request.getfixturevalue("their_nets")
             target = {"target": f"{theirs}.Net", "channels_argument": "in_channels"}

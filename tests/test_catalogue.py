@@ -10,7 +10,7 @@ from counterdoor.attacks import Attack, BadNets, Blend, LabelMapping
 from counterdoor.catalogue import FAMILIES, catalogue
 from counterdoor.component import members
 from counterdoor.defences import NAB, Defence, FinePruning
-from counterdoor.detectors import LGA, Detector, Random
+from counterdoor.detectors import LGA, Detector, Random, SuspectRatio
 from counterdoor.labelers import VD, Drop, Labeler
 from counterdoor.models import DigitsCNN, Model, ResNet18
 from counterdoor.sources import Digits, Parquet, Source
@@ -21,6 +21,7 @@ UNIONS = {
     "label mappings": LabelMapping,
     "models": Model,
     "detectors": Detector,
+    "suspect ratios": SuspectRatio,
     "labelers": Labeler,
     "defences": Defence,
 }
@@ -98,7 +99,8 @@ def test_the_listed_defaults_are_the_components(family, kind, tmp_path):
     """Writing out every default selects the same component as writing out none."""
     found = entry(family, kind)
     required = {each["name"] for each in found["parameters"] if each["required"]}
-    needed = {name: {"target": "package.module.Net"}.get(name, str(tmp_path)) for name in required}
+    told = {"target": "package.module.Net", "members": [{"name": "lga"}]}
+    needed = {name: told.get(name, str(tmp_path)) for name in required}
     defaults = {
         each["name"]: each["default"] for each in found["parameters"] if not each["required"]
     }

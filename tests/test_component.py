@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from counterdoor.attacks import AllToAll, AllToOne, Attack, BadNets, Blend, LabelMapping
 from counterdoor.component import Component, Config, members
-from counterdoor.detectors import LGA, Detector, Random
+from counterdoor.detectors import LGA, Detector, Ensemble, Oracle, Random, SuspectRatio
 from counterdoor.labelers import VD, Labeler
 from counterdoor.models import DigitsCNN, Model
 from counterdoor.recipe import (
@@ -27,6 +27,7 @@ FAMILIES = {
     "attack": Attack,
     "labels": LabelMapping,
     "detector": Detector,
+    "suspect_ratio": SuspectRatio,
     "labeler": Labeler,
     "model": Model,
     "loss": LossTransform,
@@ -54,7 +55,7 @@ def test_members_are_distinct_named_components(union):
 
 
 def test_members_keep_the_order_of_the_union():
-    assert list(members(Detector)) == [LGA, Random]
+    assert list(members(Detector)) == [LGA, Random, Ensemble, Oracle]
 
 
 @every_component

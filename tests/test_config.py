@@ -11,12 +11,13 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
 from counterdoor.augment import Augment
 from counterdoor.cli import message
 from counterdoor.config import STAGES, ConfigError, VariantConfigLoader, known, variant_path
 from counterdoor.defences import ABL, NAD, PDB, FinePruning
-from counterdoor.detectors import LN
+from counterdoor.detectors import LN, Adaptive
 from counterdoor.engine import Engine
 from counterdoor.features import Contrast, SimCLR, Views
 from counterdoor.labelers import NC, VD
@@ -222,6 +223,36 @@ def test_the_path_is_readable():
     assert re.fullmatch(r"digits/s0-[0-9a-f]{8}", variant_path(chosen(), "ingest"))
 
 
+def test_a_clean_data_set_has_a_ratio_of_0_in_its_path():
+    values = parameters(attack_name="none")
+    assert values["poison_ratio"] == 0
+    assert re.fullmatch(r"digits/none-0-all_to_one/s0-[0-9a-f]{8}", variant_path(values, "attack"))
+    assert parameters(attack_name="none", poison_ratio=0) == values
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (0.1, {"name": "fixed", "ratio": 0.1}),
+        ("adaptive", Adaptive().model_dump()),
+        ({"name": "adaptive", "floor": 0.01}, Adaptive(floor=0.01).model_dump()),
+        ({"name": "fixed"}, {"name": "fixed", "ratio": 0.05}),
+    ],
+    ids=str,
+)
+def test_a_suspect_ratio_is_a_share_or_a_rule(given, expected):
+    """Each as ``--params`` lays it over the base."""
+    values = parameters(detect={"suspect_ratio": given})
+    rule = DetectParams.model_validate(values["detect"]).suspect_ratio
+    assert rule.model_dump() == expected
+
+
+@pytest.mark.parametrize("wrong", [0, 1, -0.1, 1.5, True, "adaptiv", {"name": "fixed", "floor": 0}])
+def test_a_suspect_ratio_that_is_none_is_refused(wrong):
+    with pytest.raises(ValidationError, match="suspect_ratio"):
+        DetectParams(detector={"name": "random"}, suspect_ratio=wrong)
+
+
 def test_the_path_does_not_depend_on_the_order_of_keys():
     values = chosen()
     turned = {key: values[key] for key in reversed(values)}
@@ -298,6 +329,7 @@ NAMES = {
         "blend",
         "cl",
         "dynamic",
+        "none",
         "sig",
         "trojannn",
         "wanet",
@@ -315,8 +347,8 @@ NAMES = {
         "resnet50",
         "vgg16_bn",
     ],
-    "detector_name": ["agpd", "lga", "ln", "random", "scan", "spectre"],
-    "labeler_name": ["drop", "nc", "vd"],
+    "detector_name": ["agpd", "ensemble", "lga", "ln", "oracle", "random", "scan", "spectre"],
+    "labeler_name": ["drop", "nc", "oracle", "vd"],
     "defence_name": ["abl", "fp", "nab", "nad", "none", "pdb"],
 }
 CHOSEN = {

@@ -214,6 +214,10 @@ def test_rates_over_nothing_are_nan():
     assert math.isnan(backdoor_accuracy(np.array([1]), np.array([1]), without_class=1))
 
 
+def test_rating_without_an_attack_is_nan():
+    assert math.isnan(defense_effectiveness_rating(0.9, 0.8, math.nan, math.nan))
+
+
 @pytest.fixture
 def run(generator, true):
     """Predictions, ledger and oracle of a made-up run."""
@@ -355,3 +359,19 @@ def test_a_defence_that_detects_or_labels_nothing_has_no_rates_of_it(run, detect
         undefined |= {name for name in metrics if name.startswith("detection_")}
         assert len(undefined) == 6
     assert {name for name, value in metrics.items() if math.isnan(value)} == undefined
+
+
+def test_without_an_attack_what_triggered_images_measure_is_nan(run):
+    predictions, ledger, oracle = run
+    clean = oracle.assign(is_poisoned=False, is_cover=False)
+    settings = {"labels": AllToOne(), "num_classes": K, "deployed_stamped": True}
+    usual = summarize(predictions, ledger, oracle, **settings)
+    metrics = summarize(predictions, ledger, clean, **settings)
+    gone = {name for name, value in metrics.items() if math.isnan(value)}
+    rates = [f"{net}{rate}" for net in ("", "undefended_") for rate in ("asr", "ba")]
+    more = {"asr_unstamped", "ba_unstamped", "der", "b_rej", "dsr"}
+    assert gone == {*rates, *more, "detection_tpr", "detection_auroc"}
+    assert not [name for name in metrics if "target" in name]
+    assert metrics["detection_precision"] == 0
+    for name in ("ca", "ca_unstamped", "undefended_ca", "ca_drop", "c_rej", "psr", "n_suspects"):
+        assert metrics[name] == usual[name]

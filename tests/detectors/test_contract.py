@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from counterdoor.component import members
-from counterdoor.detectors import Detector, Evidence
+from counterdoor.detectors import LGA, Detector, Ensemble, Evidence, Random
 from counterdoor.models import DigitsCNN, build_net
 
 
 @pytest.fixture(params=list(members(Detector)), ids=lambda kind: kind.__name__)
 def detector(request):
-    return request.param()
+    members = {"members": (LGA(), Random())} if request.param is Ensemble else {}
+    return request.param(**members)
 
 
 @pytest.fixture(params=[1, 3], ids=["grey", "colour"])
@@ -27,7 +28,9 @@ def case(request, noise):
     nets = (build_net(DigitsCNN(width=2), images, 4, seed=0, stream=name) for name in "xy")
     features = np.random.default_rng(0).normal(size=(23, 6)).astype(np.float32)
     features.setflags(write=False)
-    return Evidence(images, labels, trusted, 4, *nets, features)
+    is_poisoned = np.arange(23) % 5 == 4
+    is_poisoned.setflags(write=False)
+    return Evidence(images, labels, trusted, 4, *nets, features, is_poisoned)
 
 
 def test_scores_are_one_number_a_sample(detector, case):
@@ -48,7 +51,7 @@ def test_inputs_are_left_as_they_are(detector, case):
     before = copy.deepcopy(case)
     random_before = torch.get_rng_state()
     detector(case, seed=1)
-    for name in ("images_nchw", "labels", "trusted", "features"):
+    for name in ("images_nchw", "labels", "trusted", "features", "is_poisoned"):
         np.testing.assert_array_equal(getattr(case, name), getattr(before, name))
     for name in ("warmup_net", "plain_net"):
         net, state = getattr(case, name), getattr(before, name).state_dict()
@@ -67,3 +70,12 @@ def test_it_looks_at_nothing_trained_that_it_does_not_name(detector, case):
     if detector.needs:
         with pytest.raises(ValueError, match=r"needs the .*, but the evidence has none"):
             detector(bare, seed=1)
+
+
+def test_it_looks_at_the_truth_only_if_it_says_so(detector, case):
+    defenders = dataclasses.replace(case, is_poisoned=None)
+    if detector.needs_truth:
+        with pytest.raises(ValueError, match="looks at the poison flags, which it is not given"):
+            detector(defenders, seed=1)
+    else:
+        np.testing.assert_array_equal(detector(defenders, seed=1), detector(case, seed=1))

@@ -34,12 +34,15 @@ def ledger():
 
 FEATURES = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
 FEATURES.setflags(write=False)
+TRUE = np.arange(30) % K
+"""The true labels of the 30 samples."""
+TRUE.setflags(write=False)
 
 
-def call(labeler, images, ledger, seed=0, features=FEATURES):
+def call(labeler, images, ledger, seed=0, features=FEATURES, true_labels=TRUE):
     labeler.check(ledger, K)
     given = {"model": MODEL, "stamp": Stamp(colour="white"), "features": features}
-    return labeler(images, ledger, K, seed=seed, **given)
+    return labeler(images, ledger, K, seed=seed, true_labels=true_labels, **given)
 
 
 def test_labels_are_one_class_a_sample_or_dropped(labeler, images, ledger):
@@ -77,3 +80,12 @@ def test_it_looks_at_features_if_it_says_so_only(labeler, images, ledger):
     else:
         bare = call(labeler, images, ledger, features=None)
         np.testing.assert_array_equal(bare, call(labeler, images, ledger))
+
+
+def test_it_looks_at_the_truth_only_if_it_says_so(labeler, images, ledger):
+    if labeler.needs_truth:
+        with pytest.raises(ValueError, match="looks at the true labels, which it is not given"):
+            call(labeler, images, ledger, true_labels=None)
+    else:
+        without = call(labeler, images, ledger, true_labels=None)
+        np.testing.assert_array_equal(without, call(labeler, images, ledger))

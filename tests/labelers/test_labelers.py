@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from counterdoor.feed import Samples
-from counterdoor.labelers import NC, VD, Drop
+from counterdoor.labelers import NC, VD, Drop, Oracle
 from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.models import DigitsCNN, build_net
 from counterdoor.recipe import Recipe
@@ -107,6 +107,13 @@ def test_vd_check_accepts_one_of_each_and_refuses_in_the_call(digits, ledger):
 
 def test_drop_drops(digits, ledger):
     assert (label(Drop(), digits, ledger) == DROPPED).all()
+
+
+def test_the_oracle_says_the_truth(digits, ledger):
+    settings = {"model": MODEL, "stamp": Stamp(), "seed": 0, "true_labels": digits.labels}
+    labels = Oracle()(digits.images_nchw, ledger, 10, **settings)
+    np.testing.assert_array_equal(labels, digits.labels)
+    assert not np.shares_memory(labels, digits.labels)
 
 
 def test_drop_needs_no_trusted_sample(digits, ledger):

@@ -91,7 +91,7 @@ def parameters_of(node):
 
 
 def test_registered_pipelines(pipelines):
-    assert sorted(pipelines) == sorted([*ORDER, "__default__"])
+    assert sorted(pipelines) == sorted([*ORDER, "__default__", "ablation"])
 
 
 def test_default_is_all_of_them(pipelines):
@@ -236,6 +236,26 @@ def test_only_evaluate_reads_the_oracle(nodes):
     readers = {node.name: stage_of(node) for node in nodes if "oracle" in node.inputs}
     assert set(readers.values()) == {"evaluate"}
     assert {"measure"} <= set(readers)
+
+
+def test_the_ablation_is_the_experiment_with_the_oracle_given_to_detector_and_labeler(pipelines):
+    told = {node.name: node for node in pipelines["ablation"].nodes}
+    usual = {node.name: node for node in pipelines["__default__"].nodes}
+    assert set(told) == set(usual)
+    changed = {name for name, node in told.items() if node != usual[name]}
+    assert changed == {"detect", "relabel"}
+    for name in changed:
+        assert told[name].inputs == [*usual[name].inputs, "oracle"]
+        assert told[name].outputs == usual[name].outputs
+        assert told[name].tags == usual[name].tags
+
+
+def test_no_pipeline_but_the_ablation_shows_the_defence_the_oracle(pipelines):
+    """Also none that is added later."""
+    for name, pipeline in pipelines.items():
+        if name != "ablation":
+            readers = {stage_of(node) for node in pipeline.nodes if "oracle" in node.inputs}
+            assert readers <= {"evaluate"}, name
 
 
 def test_only_attack_writes_the_oracle(nodes):

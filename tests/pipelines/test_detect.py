@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -82,6 +83,22 @@ def test_abl_has_a_share_of_its_own(case):
         == np.flatnonzero(run(case, ratio=0.05)["suspect"]).tolist()
     )
     assert result["suspect"].sum() == 2
+
+
+def test_nobody_suspected_is_an_answer_of_the_adaptive_rule(case):
+    result = run(case, "random", ratio="adaptive")
+    assert result["suspect"].dtype == bool
+    assert not result["suspect"].any()
+    assert result["score"].equals(run(case, "random")["score"])
+
+
+def test_the_oracle_is_given_only_in_an_ablation(case):
+    with pytest.raises(ValueError, match="'oracle' looks at the poison flags"):
+        run(case, "oracle")
+    flags = np.arange(50) % 5 == 1
+    result = run(case, "oracle", ratio=0.25, oracle=pd.DataFrame({"is_poisoned": flags}))
+    np.testing.assert_array_equal(result["suspect"], flags)
+    assert result["score"].tolist() == flags.astype(float).tolist()
 
 
 def test_a_ledger_of_other_images_is_refused(case):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from counterdoor.detectors import Adaptive
 from counterdoor.ledger import new_ledger
 from counterdoor.metrics import summarize
 from counterdoor.models import DigitsCNN, TrainedNet, build_net
@@ -29,6 +30,7 @@ NAMES = ["a", "b", "c"]
 INFO = {"class_names": NAMES}
 STAMP = Stamp(size=4, colour="white")
 ATTACK = AttackParams({"name": "badnets", "labels": {"name": "all_to_one", "target_class": 1}})
+CLEAN = AttackParams({"name": "none"})
 ALL_TO_ALL = AttackParams({"name": "badnets", "labels": {"name": "all_to_all"}})
 
 
@@ -168,7 +170,7 @@ def test_seconds_are_in_the_order_of_the_stages():
     assert table["seconds"].tolist() == [1.5 * number for number in range(len(TIMINGS))]
 
 
-SOUND = {"n_stamped": 10.0, "undefended_asr": 0.99, "ca_drop_worst_class": 0.01}
+SOUND = {"n_suspects": 20.0, "n_stamped": 10.0, "undefended_asr": 0.99, "ca_drop_worst_class": 0.01}
 
 
 def test_a_sound_run_has_no_warning():
@@ -180,6 +182,7 @@ def test_a_sound_run_has_no_warning():
     [
         ({}, 0.04, ["hardly differs", "0.040", "another colour, size or place"]),
         ({"n_stamped": 0.0}, 0.5, ["No suspect was stamped"]),
+        ({"n_suspects": 0.0, "n_stamped": 0.0}, 0.5, ["Nobody is suspected", "as usual"]),
         ({"undefended_asr": 0.312}, 0.5, ["attack itself is weak", "31.2%"]),
         ({"ca_drop_worst_class": 0.123}, 0.5, ["One class lost 12.3%"]),
     ],
@@ -254,9 +257,14 @@ def test_confusion_is_of_the_nets_as_deployed(case, predictions, monkeypatch, st
     }
 
 
-@pytest.mark.parametrize("attack", [ATTACK, ALL_TO_ALL], ids=["all_to_one", "all_to_all"])
-def test_every_figure_can_be_drawn(case, predictions, training, noise, attack):
+@pytest.mark.parametrize("attack", [ATTACK, ALL_TO_ALL, CLEAN], ids=["one", "all", "none"])
+@pytest.mark.parametrize("suspects", [True, False])
+def test_every_figure_can_be_drawn(case, predictions, training, noise, attack, suspects):
     ledger, oracle = training
+    if not suspects:
+        ledger = ledger.assign(suspect=False, stamped=False)
+    if attack is CLEAN:
+        oracle = oracle.assign(is_poisoned=False, is_cover=False)
     history = pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "accuracy": [0.1, 0.9]})
     metrics = nodes.measure(predictions, ledger, oracle, INFO, case["defended"], attack)
     images = [case[name] for name in ("test_images", "triggered_test_images", "test_ledger")]
@@ -324,6 +332,37 @@ def test_the_report_tells_the_defence_and_what_it_reads(
     for word in untold:
         assert f"<td>{word}" not in choices, word
     assert ("No suspect was stamped" in report) == (defence == "nab")
+
+
+def test_the_report_of_clean_data_without_suspects(case, predictions, training):
+    ledger, oracle = training
+    ledger = ledger.assign(suspect=False, stamped=False)
+    oracle = oracle.assign(true_label=ledger["label"], is_poisoned=False, is_cover=False)
+    net = net_of(case["test_images"], 0)
+    metrics = nodes.measure(predictions, ledger, oracle, INFO, net, CLEAN)
+    report = nodes.write_report(
+        metrics,
+        nodes.gather_seconds(ingest={"seconds": 1.0}),
+        {"stamp_contrast": 0.5},
+        IngestParams(source={"name": "digits"}, test_share=0.2, trusted_share=0.05),
+        CLEAN,
+        DetectParams(detector={"name": "random"}, suspect_ratio=Adaptive(floor=0.01)),
+        RelabelParams(labeler={"name": "vd"}, trusted_stamps=2),
+        ModelParams({"name": "resnet18"}),
+        STAMP,
+        31,
+    )
+    for words in (
+        "none on digits, seed 31",
+        "Nobody is poisoned. With the defence, the clean accuracy",
+        "Nobody is suspected",
+        "changes nothing: the data set is clean",
+        "adaptive: none, or 0.01 to 0.3",
+        "n/a",
+    ):
+        assert words in report, words
+    assert "attack itself is weak" not in report
+    assert "CA of the target class" not in report
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The relabelling's node: the labeler's word becomes the plan."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -50,6 +51,29 @@ def test_the_plan_is_made_from_the_labelers_word_with_these_settings(case, setti
     assert result["ledger"].equals(expected.ledger)
     assert result["plan"].equals(expected.plan)
     assert result["plan"]["stamped"].any()
+
+
+def test_the_true_labels_are_given_only_in_an_ablation(case):
+    settings = {"labeler": {"name": "oracle"}, "trusted_stamps": 0}
+    with pytest.raises(ValueError, match="'oracle' looks at the true labels"):
+        run(case, **settings)
+    true = np.roll(np.arange(48) % 3, 1)
+    params = RelabelParams(**settings)
+    oracle = pd.DataFrame({"true_label": true})
+    result = relabel(*case, INFO, params, MODEL, Stamp(colour="white"), 0, oracle=oracle)
+    assert result["ledger"]["pseudo_label"].tolist() == true.tolist()
+    assert result["ledger"]["stamped"].equals(case[1]["suspect"])
+
+
+def test_nobody_suspected_is_the_plain_training(case):
+    images, ledger = case
+    calm = ledger.assign(suspect=False)
+    _, result = run((images, calm), agreed_stamps=0.5, calm_stamps=0.5, stamp_repeats=2)
+    assert not result["ledger"]["stamped"].any()
+    plan = result["plan"]
+    assert plan[["sample_id", "label"]].equals(ledger[["sample_id", "label"]])
+    assert not plan["stamped"].any()
+    assert set(plan["role"]) == {"kept"}
 
 
 def test_dropped_suspects_are_left_out(case):

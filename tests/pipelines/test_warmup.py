@@ -90,9 +90,15 @@ def test_nobody_suspected_is_refused(noise, ratio):
         check(noise(60), ledger_of(), suspect_ratio=ratio)
 
 
-def test_everybody_trusted_is_refused(noise):
+@pytest.mark.parametrize("suspect_ratio", [0.1, "adaptive"])
+def test_everybody_trusted_is_refused(noise, suspect_ratio):
     with pytest.raises(ValueError, match="every sample is trusted: there is nobody to suspect"):
-        check(noise(60), ledger_of(trusted_per_class=20))
+        check(noise(60), ledger_of(trusted_per_class=20), suspect_ratio)
+
+
+def test_an_adaptive_rule_tells_how_many_it_can_suspect(noise):
+    rule = {"name": "adaptive", "ceiling": 0.25}
+    assert check(noise(60), ledger_of(), suspect_ratio=rule)["n_suspects"] == 13
 
 
 def test_a_labeler_without_trusted_samples_is_refused(noise):

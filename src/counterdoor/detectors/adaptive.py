@@ -28,13 +28,13 @@ class Adaptive(SuspectRule):
     - *Plateau.* Where a clean class scores high, it still thins out towards the very top,
       as all classes do. If nearly all of its samples among the top 1 % of the other
       classes' lie above the top 0.05 %, by a binomial test, a part of it is apart. The
-      trusted samples have to agree: of them, at most half the share may lie there.
+      trusted samples have to agree: of them, at most a quarter of the share may lie there.
 
-    The suspects of a class that stands out lie above the threshold that sets it apart most:
-    the largest difference of the share of its untrusted samples above it and that of its
-    trusted samples or of the other classes, whichever is larger. If no class stands out,
-    all samples are tested against all trusted ones, as an attack with several target
-    classes would leave them.
+    The suspects of a class that stands out lie above the threshold that sets it apart
+    most: the divergence, from Bernoulli(q) to Bernoulli(p), of the share p of its untrusted
+    samples above it from that of its trusted samples or of the other classes, whichever q is
+    larger (Berk and Jones, 1979). The classes that do not stand out are then tested together,
+    against their trusted samples: an attack with several target classes is too thin in each.
 
     A detector that scores trusted samples otherwise than it would have, had they been
     untrusted, makes the first test void.
@@ -73,48 +73,59 @@ class Adaptive(SuspectRule):
         """Those that stand out; see :class:`SuspectRule`."""
         check_scores(scores)
         eligible, classes = ~trusted, np.unique(labels)
-        level = self.level / (len(classes) + 1)
-        suspect = np.zeros(len(scores), dtype=bool)
+        level, most = self.level / (len(classes) + 1), int(self.ceiling * eligible.sum() + 1e-9)
+        rest, suspect = np.ones((2, len(scores)), dtype=bool)
+        suspect[:] = False
         for label in classes:
             own = labels == label
-            threshold = _class_threshold(
-                scores[own & eligible], scores[own & trusted], scores[~own], level
-            )
-            suspect |= own & eligible & (scores >= threshold)
-        if not suspect.any() and _chance(scores[eligible], scores[trusted]) < level:
-            suspect = eligible & (scores >= _threshold(scores[eligible], scores[trusted]))
+            untrusted, known = scores[own & eligible], scores[own & trusted]
+            if _stands_out(untrusted, known, scores[~own], level):
+                limit = _threshold(untrusted, known, scores[~own])
+                suspect |= own & eligible & (scores >= limit)
+                rest &= ~own
+        untrusted, known = scores[rest & eligible], scores[rest & trusted]
+        if _chance(untrusted, known) < level:
+            suspect |= rest & eligible & (scores >= _threshold(untrusted, known))
         if suspect.sum() < self.floor * eligible.sum():
             return np.zeros(len(scores), dtype=bool)
-        most = min(int(suspect.sum()), self.at_most(int(eligible.sum())))
-        return flag_highest(scores, suspect, most)
+        return flag_highest(scores, suspect, min(int(suspect.sum()), most))
 
 
-def _class_threshold(
+def _stands_out(
     untrusted: np.ndarray, trusted: np.ndarray, others: np.ndarray, level: float
-) -> float:
-    """Lowest score of a suspect of a class; infinite if the class does not stand out."""
-    if not len(untrusted) or not len(others):
-        return np.inf
-    threshold = _threshold(untrusted, trusted, others)
+) -> bool:
+    """Whether a class does, by either test."""
     if _chance(untrusted, trusted) < level:
-        return threshold
-    agree = not len(trusted) or _share(trusted, threshold) <= _share(untrusted, threshold) / 2
-    return threshold if agree and _plateau_chance(untrusted, others) < level else np.inf
+        return True
+    top, very_top = (max(1, round(share * len(others))) for share in (TOP, VERY_TOP))
+    if top == very_top:
+        return False  # too few samples to tell a plateau
+    limits = np.sort(others)[[-top, -very_top]]
+    high, highest = ((untrusted > limit).sum() for limit in limits)
+    agree = _rate(trusted > limits[1]) <= _rate(untrusted > limits[1]) / 4
+    return bool(agree) and _plateau_chance(high, highest, very_top / top) < level
 
 
-def _share(scores: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
-    """Share of the scores that are at least each threshold; 0 of none."""
-    below = np.searchsorted(np.sort(scores), threshold, side="left")
-    return np.asarray((len(scores) - below) / max(len(scores), 1))
+def _rate(flags: np.ndarray) -> float:
+    return float(flags.mean()) if len(flags) else 0.0
 
 
 def _threshold(untrusted: np.ndarray, *references: np.ndarray) -> float:
-    """The score above which the untrusted exceed the largest reference's share most."""
-    candidates = np.unique(untrusted)
-    known = np.max([_share(reference, candidates) for reference in references], axis=0)
-    # The first of equal differences from the top, so that a gap below is left out.
-    excess = (_share(untrusted, candidates) - known)[::-1]
-    return float(candidates[::-1][np.argmax(excess)])
+    """The score that sets the untrusted apart most from all references."""
+    from scipy.special import rel_entr
+
+    candidates = np.unique(untrusted)[::-1]  # of equals, the highest is the first
+    shares = [_shares(reference, candidates) for reference in references]
+    own, known = _shares(untrusted, candidates), np.max(shares, axis=0)
+    known = np.maximum(known, 0.5 / (max(map(len, references)) + 1))
+    divergence = np.where(own > known, rel_entr(own, known) + rel_entr(1 - own, 1 - known), -1)
+    return float(candidates[np.argmax(divergence)])
+
+
+def _shares(scores: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Share of the scores that are at least each limit; 0 of none."""
+    above = len(scores) - np.searchsorted(np.sort(scores), limits, side="left")
+    return np.asarray(above / max(len(scores), 1))
 
 
 def _chance(untrusted: np.ndarray, trusted: np.ndarray) -> float:
@@ -131,14 +142,11 @@ def _chance(untrusted: np.ndarray, trusted: np.ndarray) -> float:
     return float(min(1.0, tails.min() * len(ranks)))
 
 
-def _plateau_chance(untrusted: np.ndarray, others: np.ndarray) -> float:
-    """Chance that a class that thins out as slowly as a clean one can is so much at the top."""
+def _plateau_chance(high: int, highest: int, ratio: float) -> float:
+    """Chance that of so many at the top so many are at the very top, a ratio of it in others.
+
+    Of a class that thins out as slowly as a clean one can.
+    """
     from scipy.stats import binom
 
-    ranked = np.sort(others)[::-1]
-    top, very_top = (max(1, round(share * len(others))) for share in (TOP, VERY_TOP))
-    if top == very_top:
-        return 1.0  # too few samples to tell
-    high = int((untrusted > ranked[top - 1]).sum())
-    highest = int((untrusted > ranked[very_top - 1]).sum())
-    return float(binom.sf(highest - 1, high, (very_top / top) ** LEAST_SLOPE))
+    return float(binom.sf(highest - 1, high, ratio**LEAST_SLOPE))

@@ -1,0 +1,79 @@
+"""What every rule from scores to suspects promises, and the fixed one."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from counterdoor.component import members
+from counterdoor.detectors import Adaptive, Fixed, SuspectRatio, select_suspects
+
+
+@pytest.fixture(params=list(members(SuspectRatio)), ids=lambda kind: kind.__name__)
+def rule(request):
+    return request.param()
+
+
+@pytest.fixture
+def case():
+    """300 samples, 30 of them trusted, and 60 high scores of one class; read-only."""
+    generator = np.random.default_rng(0)
+    labels, trusted = np.arange(300) % 3, np.arange(300) < 30
+    scores = generator.normal(size=300) + 10 * ((labels == 1) & (np.arange(300) > 119))
+    for array in (scores, labels, trusted):
+        array.setflags(write=False)
+    return scores, labels, trusted
+
+
+def test_suspects_are_flags_of_untrusted_samples(rule, case):
+    suspect = rule(*case)
+    assert suspect.dtype == bool
+    assert suspect.shape == (300,)
+    assert 0 < suspect.sum() <= rule.at_most(270)
+    assert not suspect[case[2]].any()
+    np.testing.assert_array_equal(rule(*case), suspect)
+
+
+def test_scores_that_are_no_numbers_are_counted(rule, case):
+    scores, labels, trusted = case
+    with pytest.raises(ValueError, match="2 of 300 scores are not numbers"):
+        rule(np.where(np.arange(300) < 2, np.nan, scores), labels, trusted)
+
+
+def test_nobody_to_suspect_is_refused(rule):
+    with pytest.raises(ValueError, match="every sample is trusted: there is nobody to suspect"):
+        rule.at_most(0)
+
+
+def test_it_can_be_told_in_a_few_words(rule):
+    assert 0 < len(rule.in_words) < 60
+    assert "\n" not in rule.in_words
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.29])
+def test_the_fixed_rule_selects_a_share(case, ratio):
+    scores, _, trusted = case
+    suspect = Fixed(ratio=ratio)(*case)
+    np.testing.assert_array_equal(suspect, select_suspects(scores, ~trusted, ratio))
+    assert suspect.sum() == Fixed(ratio=ratio).at_most(270) == int(ratio * 270)
+    assert Fixed(ratio=ratio).in_words == str(ratio)
+
+
+def test_the_fixed_rule_refuses_to_select_nobody(case):
+    for refused in (lambda: Fixed(ratio=0.001)(*case), lambda: Fixed(ratio=0.001).at_most(270)):
+        with pytest.raises(ValueError, match=r"suspect_ratio 0\.001 of 270 untrusted samples"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"floor": -0.1}, {"floor": 1}, {"ceiling": 0}, {"ceiling": 1}, {"level": 0}, {"level": 1}],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(ValidationError, match=next(iter(settings))):
+        Adaptive(**settings)
+
+
+def test_a_floor_above_the_ceiling_is_refused():
+    with pytest.raises(ValidationError, match=r"floor 0\.2 is above ceiling 0\.1; lower it"):
+        Adaptive(floor=0.2, ceiling=0.1)
