@@ -142,12 +142,17 @@ class SimCLR(Component):
     ) -> tuple[NormalisedNet, str, int]:
         """The net as it begins, the name of its head, and how many numbers that gets.
 
-        The head is the last linear layer that gives as many numbers as were asked for.
+        The head is the last linear layer that gives as many numbers as the net is asked for.
         """
-        outputs = self.projection
-        net = build_net(model, images_nchw, outputs, seed=seed, stream="features/init")
-        for name, layer in reversed(list(net.named_modules())):
-            if isinstance(layer, nn.Linear) and layer.out_features == outputs:
+        outputs, stream = self.projection, "features/init"
+        net = build_net(model, images_nchw, outputs, seed=seed, stream=stream)
+        other = build_net(model, images_nchw[:2], outputs + 1, seed=seed, stream=stream)
+        layers, others = (
+            {name: each for name, each in one.named_modules() if isinstance(each, nn.Linear)}
+            for one in (net, other)
+        )
+        for name, layer in reversed(layers.items()):
+            if (layer.out_features, others[name].out_features) == (outputs, outputs + 1):
                 return net, name, layer.in_features
         raise ValueError(
             f"model {model.name!r} has no linear layer as its head, so there are no features "
