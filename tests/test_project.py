@@ -30,7 +30,7 @@ from PIL import Image
 
 from counterdoor.features import SimCLR
 from counterdoor.hooks import ensure_writable
-from counterdoor.io import JSONDataset
+from counterdoor.io import JSONDataset, TrainedNetDataset
 from counterdoor.tracking import EXPERIMENT, TrackingHooks, _MetricsHandler, commit_tags
 
 pytestmark = [
@@ -290,6 +290,50 @@ def test_the_report_is_one_file_with_the_figures_inside(project, first, metrics)
     assert report.count("data:image/png;base64,") == 7
     assert "<script src" not in report
     assert f"{metrics['asr']:.1%}" in report
+
+
+# --- another defence -------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pdb", "fp"])
+def test_an_opponent_runs_through_the_same_stages(other, monkeypatch, name):
+    """To a report and a model that says what the stored net says as it is deployed."""
+    import mlflow
+
+    own = {"recipe": {"epochs": 2}} if name == "fp" else {}
+    version = other.run(params={"defence_name": name, "defence": own})
+    (run,) = other.runs()
+    assert run.info.run_name == READABLE_NAME.replace("nab", name)
+    assert run.data.tags["defence"] == run.data.params["defence_name"] == name
+    metrics = json.loads(other.find("metrics.json", version).read_text())
+    assert metrics["n_suspects"] == metrics["n_stamped"] == 0
+    assert np.isnan(metrics["detection_precision"])
+    assert "detection_precision" not in run.data.metrics
+    assert run.data.metrics["ca"] == pytest.approx(metrics["ca"])
+    assert pd.read_parquet(other.find("warmup_history.parquet", version)).empty
+    assert f"{name} against badnets" in other.find("report.html", version).read_text()
+    trained_file = other.find("defended_net.safetensors", version)
+    assert f"/lga/vd/{name}/s0-" in str(trained_file)
+
+    trained = TrainedNetDataset(filepath=str(trained_file)).load()
+    assert trained.label_map == {"pdb": (1, 2, 3, 4, 5, 6, 7, 8, 9, 0), "fp": None}[name]
+    images = np.load(other.find("test_images.npy", version))[:37]
+    (output,) = run.outputs.model_outputs
+    location = other.client().get_logged_model(output.model_id).artifact_location
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    with torch.inference_mode():
+        expected = trained.deployable()(torch.tensor(images))
+        logits = mlflow.pytorch.load_model(location)(torch.tensor(images))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_defence_without_trusted_samples_is_refused_before_any_training(other):
+    given = {"defence_name": "nad", "ingest": {"trusted_share": 0.0}}
+    with pytest.raises(ValueError, match="defence 'nad' works with trusted samples, but 0 of"):
+        other.run(params=given)
+    assert not list(other.path.glob("data/**/*.safetensors/*/*_net.safetensors"))
 
 
 # --- tracking ------------------------------------------------------------------
