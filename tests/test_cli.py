@@ -279,6 +279,23 @@ def test_last_puts_both_nets_side_by_side(store):
     assert "seconds: 62" in line("seconds")
 
 
+def test_what_a_run_without_attack_has_not_is_not_available(store):
+    gone = {"asr", "ba", "undefended_asr", "undefended_ba", "der", "detection_precision"}
+    kept = {name: value for name, value in figures(0.5).items() if name not in gone}
+    store.add(0, kept | {"ca": 0.987, "undefended_ca": 0.991}, attack_name="none", poison_ratio="0")
+    text = call("results", "--last")
+    (line,) = [line for line in text.splitlines() if "(ASR)" in line]
+    assert [cell.strip() for cell in line.split("│")][2:4] == ["n/a", "n/a"]
+    assert "suspects that are poisoned: n/a" in text
+    (row,) = json.loads(call("results", "--format", "json"))
+    assert (row["asr"], row["ca"], row["poison_ratio"]) == (None, 0.987, 0)
+    for form in ("table", "markdown"):
+        assert "n/a" in call("results", "--format", form)
+        assert "nan" not in call("results", "--format", form)
+    (row,) = rows_of(call("results", "--summary", "--format", "csv"), "csv")
+    assert (row["asr"], row["ca"]) == ("n/a", "98.7%")
+
+
 def test_last_in_other_formats_is_the_newest_row(store):
     for seed in range(2):
         store.add(seed, figures(0.1))

@@ -6,14 +6,19 @@ from types import SimpleNamespace
 import pytest
 
 from counterdoor.checkpoint import Checkpoint
+from counterdoor.detectors import LGA, Ensemble, Oracle
 from counterdoor.hooks import (
     LIBRARY_LOGGER,
     READING_LOGGER,
     CheckpointHooks,
     PathHooks,
     ProgressHooks,
+    ensure_truth_is_given,
 )
+from counterdoor.labelers import Drop
+from counterdoor.labelers import Oracle as TrueLabels
 from counterdoor.params import IngestParams
+from counterdoor.pipelines import detect, relabel
 from counterdoor.sources import decoding
 
 PROGRESS = {
@@ -140,3 +145,20 @@ def test_a_run_that_ended_well_removes_its_own_checkpoints_only(tmp_path):
     one.after_pipeline_run()
     assert list((tmp_path / "data").iterdir()) == []
     assert Checkpoint.of("train", str) is None
+
+
+@pytest.mark.parametrize(("stage", "family"), [(detect, "detector"), (relabel, "labeler")])
+@pytest.mark.parametrize("name", ["oracle", "usual"])
+@pytest.mark.parametrize("truth", [False, True])
+def test_the_truth_is_refused_where_the_pipeline_withholds_it(stage, family, name, truth):
+    usual = {"detector": Ensemble(members=(LGA(),)), "labeler": Drop()}[family]
+    ideal = {"detector": Ensemble(members=(LGA(), Oracle())), "labeler": TrueLabels()}[family]
+    chosen = SimpleNamespace(**{family: ideal if name == "oracle" else usual})
+    catalog = SimpleNamespace(load={f"params:{stage.__name__.split('.')[-1]}": chosen}.get)
+    pipeline = stage.create_pipeline(truth=truth)
+    if name == "oracle" and not truth:
+        with pytest.raises(ValueError, match=f"{family} '{ideal.name}' looks at the truth") as told:
+            ensure_truth_is_given(pipeline, catalog)
+        assert "`kedro run --pipelines ablation`" in str(told.value)
+    else:
+        ensure_truth_is_given(pipeline, catalog)

@@ -27,10 +27,12 @@ from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError, Version
 from PIL import Image
+from safetensors import safe_open
 
 from counterdoor.features import SimCLR
 from counterdoor.hooks import ensure_writable
 from counterdoor.io import JSONDataset, TrainedNetDataset
+from counterdoor.results import Results
 from counterdoor.tracking import EXPERIMENT, TrackingHooks, _MetricsHandler, commit_tags
 
 pytestmark = [
@@ -623,6 +625,84 @@ def test_features_are_learnt_once_and_outlive_a_run_that_needs_none(ingested, sm
         made = [ingested.find(name, each).read_bytes() for each in (version, third)]
         assert made[0] == made[1]
     assert learnt == [1]
+
+
+# --- no attack, and the truth --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory, small, empty_store):
+    """A project with one run on clean data, nobody suspected, and its version."""
+    path = tmp_path_factory.mktemp("clean") / "project"
+    project = with_store(copy_project(path, small), empty_store)
+    params = {"attack_name": "none", "detect": {"suspect_ratio": "adaptive"}}
+    return project, project.run(params=params)
+
+
+@pytest.mark.slow
+def test_clean_data_is_trained_on_as_it_is(clean):
+    project, version = clean
+    plan = pd.read_parquet(project.find("plan.parquet", version))
+    ledger = pd.read_parquet(project.find("ledger.parquet", version))
+    assert set(plan["role"]) == {"kept"}
+    assert plan[["sample_id", "label"]].equals(ledger[["sample_id", "label"]])
+    oracle = pd.read_parquet(project.find("oracle.parquet", version))
+    assert oracle["true_label"].equals(ledger["label"])
+    assert not oracle[["is_poisoned", "is_cover"]].to_numpy().any()
+    images = [project.find(f"{name}.npy", version) for name in ("clean_images", "images")]
+    assert np.array_equal(*map(np.load, images))
+    with safe_open(project.find("defended_net.safetensors", version), "pt") as net:
+        assert json.loads(net.metadata()["counterdoor"])["stamp"] is None
+
+
+@pytest.mark.slow
+def test_a_run_on_clean_data_has_a_report_and_its_measures(clean):
+    project, version = clean
+    metrics = json.loads(project.find("metrics.json", version).read_text())
+    assert metrics["n_poisoned"] == metrics["n_suspects"] == metrics["n_stamped"] == 0
+    assert np.isnan([metrics[name] for name in ("asr", "ba", "der", "detection_precision")]).all()
+    assert 0 < metrics["ca"] == metrics["ca_unstamped"] <= 1
+    report = project.find("report.html", version).read_text()
+    assert "Nobody is poisoned" in report
+    assert "Nobody is suspected" in report
+    (run,) = project.runs()
+    assert run.info.run_name == READABLE_NAME.replace("badnets-0.1", "none-0")
+    assert "asr" not in run.data.metrics
+    assert Results.read(project.path).summary()["asr"].tolist() == ["n/a"]
+
+
+@pytest.fixture
+def ideal(tmp_path, small, empty_store):
+    """A project whose detector and labeler look at the truth."""
+    settings = {key: small[key] for key in ("ingest", "train")}
+    settings["detect"] = {"suspect_ratio": "adaptive"}
+    project = with_store(copy_project(tmp_path / "project", settings), empty_store)
+    told = "source_name: parquet\ndetector_name: oracle\nlabeler_name: oracle\n"
+    (project.path / "conf" / "local" / "globals.yml").write_text(told)
+    return project
+
+
+@pytest.mark.slow
+def test_an_ablation_knows_the_truth_and_no_other_pipeline_does(ideal):
+    for pipeline, family in (
+        (None, "detector"),
+        (["detect"], "detector"),
+        (["relabel"], "labeler"),
+    ):
+        with pytest.raises(ValueError, match=f"{family} 'oracle' looks at the truth"):
+            ideal.run(pipeline)
+    assert ideal.runs() == []
+    assert ideal.files() == set()
+    version = ideal.run(["ablation"])
+    ledger = pd.read_parquet(ideal.find("relabeled_ledger.parquet", version))
+    oracle = pd.read_parquet(ideal.find("oracle.parquet", version))
+    assert ledger["suspect"].equals(oracle["is_poisoned"])
+    assert ledger["pseudo_label"].equals(oracle["true_label"])
+    assert ledger["stamped"].equals(oracle["is_poisoned"] & (oracle["true_label"] != 0))
+    metrics = json.loads(ideal.find("metrics.json", version).read_text())
+    perfect = ("detection_precision", "detection_tpr", "detection_auroc", "pseudo_label_accuracy")
+    assert [metrics[name] for name in perfect] == [1, 1, 1, 1]
+    assert 0 < metrics["n_suspects"] == metrics["n_poisoned"]
 
 
 # --- what goes wrong ---------------------------------------------------------------

@@ -266,6 +266,14 @@ def test_verdict_says_what_changed(metrics: dict[str, float], expected: str) -> 
     assert verdict(**metrics) == f"With the defence, {expected}"
 
 
+def test_verdict_without_an_attack_is_of_the_clean_accuracy_alone() -> None:
+    without = {"n_poisoned": 0.0, "undefended_asr": NAN, "asr": NAN, "ca": 0.9412}
+    assert verdict(**without) == (
+        "Nobody is poisoned. With the defence, the clean accuracy fell from 94.2% to 94.1%, "
+        "by 0.1 points."
+    )
+
+
 def test_figures_are_embedded_in_order_under_their_caption() -> None:
     read = page()
     assert read.text_of("figcaption") == ["outcome", "suspects"]
