@@ -135,6 +135,18 @@ def test_a_version_is_a_folder_of_its_own_and_the_newest_is_loaded(tmp_path, nam
         same(dataset(tmp_path, name, load=FIRST).load(), KINDS[name][1](1))
 
 
+@pytest.mark.parametrize("name", LOADED_AS_SAVED)
+def test_what_was_saved_is_loaded_though_another_has_saved_since(tmp_path, name):
+    """Also where the other's version is there before: two runs may share a folder."""
+    kind, make = KINDS[name]
+    path = str(tmp_path / "artifact")
+    kind(filepath=path, version=Version(None, THIRD)).save(make(3))
+    ours = kind(filepath=path, version=Version(None, FIRST))
+    ours.save(make(1))
+    kind(filepath=path, version=Version(None, "2025-01-01T00.00.00.000Z")).save(make(5))
+    same(ours.load(), make(1))
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_version_is_never_written_over(tmp_path, name):
     dataset(tmp_path, name, FIRST).save(KINDS[name][1](1))

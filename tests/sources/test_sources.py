@@ -331,6 +331,16 @@ def test_a_download_is_unpacked_and_checked(idx_folder, server, tmp_path_factory
         Mnist(path=str(target / "other"))()
 
 
+@pytest.mark.parametrize("limit", [1, 7, 50, 60])
+def test_cifar10_limit_counts_training_images_only(cifar_folder, limit):
+    whole = Cifar10(path=str(cifar_folder), download=False)()
+    images = Cifar10(path=str(cifar_folder), download=False, limit=limit)()
+    np.testing.assert_array_equal(images.images_nchw, whole.images_nchw[:limit])
+    np.testing.assert_array_equal(images.labels, whole.labels[:limit])
+    np.testing.assert_array_equal(images.test_images_nchw, whole.test_images_nchw)
+    np.testing.assert_array_equal(images.test_labels, whole.test_labels)
+
+
 def test_cifar10_that_is_damaged_is_refused(cifar_folder):
     (cifar_folder / "cifar-10-batches-py" / "data_batch_4").write_bytes(b"cut")
     with pytest.raises(ValueError, match="corrupted"):

@@ -35,10 +35,12 @@ class AtomicSave:
     """Mixin for a versioned data set: write under a hidden name, then rename.
 
     Put it before the data set class in the bases. A reader, and a run that looks
-    for the newest version, sees the whole file or none.
+    for the newest version, sees the whole file or none. What a data set has saved it
+    loads, also where another run has saved a newer version meanwhile.
     """
 
     _staging = False
+    _version: Version | None
 
     def _get_save_path(self) -> PurePosixPath:
         final: PurePosixPath = super()._get_save_path()  # type: ignore[misc]
@@ -58,6 +60,8 @@ class AtomicSave:
             partial.parent.mkdir(parents=True, exist_ok=True)
             super().save.__wrapped__(self, data)  # type: ignore[misc]
             partial.replace(final)
+            if self._version is not None:
+                self._version = Version(final.parent.name, self._version.save)
         except BaseException:
             partial.unlink(missing_ok=True)
             with suppress(OSError):

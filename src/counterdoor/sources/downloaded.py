@@ -4,6 +4,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from counterdoor.sources.base import ImageSet, SourceBase
 from counterdoor.sources.decoding import conform
@@ -41,7 +42,13 @@ class TorchvisionSource(SourceBase):
 
 
 class TorchvisionArrays(TorchvisionSource):
-    """A data set that torchvision holds in memory."""
+    """A data set that torchvision holds in memory.
+
+    Attributes:
+        limit: keep only the first so many training images, 0 = all.
+    """
+
+    limit: int = Field(default=0, ge=0)
 
     @abstractmethod
     def _arrays(self, dataset: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -56,6 +63,8 @@ class TorchvisionArrays(TorchvisionSource):
         parts = []
         for train in (True, False):
             images, labels, names = self._arrays(self._open(train))
+            kept = self.limit if train and self.limit else len(images)
+            images, labels = images[:kept], labels[:kept]
             images = conform(np.ascontiguousarray(images), self.form)
             parts.append((images, np.asarray(labels, dtype=np.int64), names))
         (images, labels, names), (test_images, test_labels, _) = parts
