@@ -4,8 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 0 1 2 3 4
 TABLE  := poison_ratio,differs_in,n,undefended_ca,undefended_asr,ca,ca_unstamped,ca_drop_worst_class,asr,ba,detection_precision
+GRIDS  ?= benchmarks/tables/digits.yml
+JOBS   ?= 1
 
-.PHONY: help install demo test lint types check results-table mlflow viz bench clean
+.PHONY: help install demo test lint types check results-table table mlflow viz bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +46,9 @@ results-table: install  ## the README's table: five variants, seeds 0-4 (~40 min
 	  done; \
 	done
 	$(BIN)/kedro results --summary --format markdown --columns $(TABLE)
+
+table: install  ## attacks x defences x seeds, and docs/results.md; goes on where it was (hours)
+	$(BIN)/kedro table $(GRIDS) --jobs $(JOBS)
 
 mlflow: install  ## serve the tracked runs on http://127.0.0.1:5001
 	@echo "runs:  http://127.0.0.1:5001/#/experiments/1/runs?compareRunsMode=CHART"

@@ -15,13 +15,16 @@ MODULES = sorted(
     if not module.name.endswith("__main__")
 )
 WITH_KEDRO = (
+    "cells",
     "cli",
+    "comparison_page",
     "config",
     "hooks",
     "io",
     "pipeline_registry",
     "settings",
     "results",
+    "table",
     "tracking",
 )
 LIBRARY = [

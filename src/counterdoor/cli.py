@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 from kedro.framework.cli.project import run as kedro_run
-from kedro.framework.cli.utils import KedroCliError
+from kedro.framework.cli.utils import KedroCliError, _split_params
 
 if TYPE_CHECKING:
     import numpy as np
@@ -180,6 +180,117 @@ def attacks_page(where: str, records: Path | None, out: Path, limit: int) -> Non
         pages.page(attacks, measured, command=command, pictures=pictures), encoding="utf-8"
     )
     click.echo(f"{out}: {len(attacks)} attacks, {len(measured)} measurements")
+
+
+@cli.command()
+@click.argument(
+    "grids",
+    metavar="GRID...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option(
+    "--params",
+    default="",
+    callback=_split_params,
+    help="Run parameters of every cell, as kedro run takes them.",
+)
+@click.option(
+    "--jobs",
+    "at_once",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Cells at a time on this machine; each has its share of the cores.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where cells run: here, or on a Ray cluster.",
+)
+@click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    help="Ray: address of the cluster; local starts one.",
+)
+@click.option(
+    "--cpus-per-cell",
+    "cpus",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1,
+    show_default=True,
+    help="Ray: cores that a cell claims.",
+)
+@click.option(
+    "--gpus-per-cell",
+    "gpus",
+    type=click.FloatRange(min=0),
+    default=0,
+    show_default=True,
+    help="Ray: GPUs that a cell claims.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would run, and run nothing.")
+@click.option("--only-page", is_flag=True, help="Write the page from what has run.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("docs/results.md"),
+    show_default=True,
+    help="The page; its pictures go into a folder of its name beside it.",
+)
+@readable
+def table(
+    grids: tuple[Path, ...],
+    params: dict[str, Any],
+    at_once: int,
+    engine: str,
+    address: str,
+    cpus: float,
+    gpus: float,
+    dry_run: bool,
+    only_page: bool,
+    out: Path,
+) -> None:
+    """Run a grid of attacks, defences and seeds, and write the page of its results.
+
+    Cells that have run are not run again. Exit code 1: a cell has failed.
+    """
+    from counterdoor import cells
+    from counterdoor import table as tables
+    from counterdoor.comparison import read_grid
+
+    project = _project_path()
+    environment = cells.environment(
+        int(cpus) if engine == "ray" else (os.cpu_count() or 1) // at_once
+    )
+    read = {path: read_grid(path, params) for path in grids}
+    jobs = {path: cells.jobs_of(project, grid.cells(), environment) for path, grid in read.items()}
+    failed = 0
+    if not only_page:
+        every = list({job.key: job for each in jobs.values() for job in each}.values())
+        waiting = tables.waiting(project, every)
+        done = len(every) - len(waiting)
+        click.echo(f"{len(every)} cells, {done} finished, {len(waiting)} to run")
+        if dry_run:
+            for job in waiting:
+                click.echo(f"  {job.cell}")
+            return
+        outcomes = (
+            cells.run_on_ray(waiting, address=address, cpus=cpus, gpus=gpus)
+            if engine == "ray"
+            else cells.run_here(waiting, at_once=at_once)
+        )
+        failed = tables.follow(outcomes, done=done, total=len(every), console=_console())
+    tables.write_page(
+        project, {path: (read[path], jobs[path]) for path in read}, out, params=params
+    )
+    click.echo(f"{out} is written")
+    if failed:
+        raise ReadableError(f"{failed} of the cells failed; the same command runs them again")
 
 
 def _some_images(where: str, limit: int) -> tuple["np.ndarray", "np.ndarray", tuple[str, ...]]:

@@ -38,6 +38,8 @@ class Results:
         artifacts: the runs' artifact folders, or URIs where they are elsewhere.
         variants: what runs that differ by the seed alone have in common.
         parameters: all logged parameters, a row a run, as text.
+        tags: all tags, a row a run, as text.
+        metrics: all metrics, a row a run.
     """
 
     table: pd.DataFrame
@@ -45,6 +47,8 @@ class Results:
     artifacts: list[str]
     variants: list[str]
     parameters: pd.DataFrame
+    tags: pd.DataFrame
+    metrics: pd.DataFrame
 
     @classmethod
     def read(cls, project_path: Path, *, where: str = "", limit: int | None = None) -> "Results":
@@ -80,14 +84,20 @@ class Results:
         def tag(name: str) -> list[str]:
             return [str(value) for value in evaluated.get(name, pd.Series(dtype=str))]
 
+        def under(prefix: str) -> pd.DataFrame:
+            chosen = evaluated.loc[:, [str(name).startswith(prefix) for name in evaluated.columns]]
+            return chosen.rename(columns=lambda name: name.removeprefix(prefix)).reset_index(
+                drop=True
+            )
+
         return cls(
             table=table.reset_index(drop=True),
             names=tag("tags.mlflow.runName"),
             artifacts=[_local(uri) for uri in tag("artifact_uri")],
             variants=tag("tags.variant"),
-            parameters=evaluated.filter(regex=r"^params\.")
-            .rename(columns=lambda name: name.removeprefix("params."))
-            .reset_index(drop=True),
+            parameters=under("params."),
+            tags=under("tags."),
+            metrics=under("metrics."),
         )
 
     def summary(self) -> pd.DataFrame:
@@ -110,7 +120,7 @@ class Results:
             first = parameters.loc[group.index[0]]
             row["differs_in"] = ", ".join(f"{name}={first[name]}" for name in differing)
             row["n"] = len(group)
-            row |= {metric: _spread(group[metric], metric) for metric in RESULTS}
+            row |= {metric: spread(group[metric], metric) for metric in RESULTS}
             rows.append(row)
         return pd.DataFrame(rows, columns=[*choices, "differs_in", "n", *RESULTS])
 
@@ -120,7 +130,8 @@ def _local(uri: str) -> str:
     return unquote(parts.path) if parts.scheme == "file" else uri
 
 
-def _spread(values: pd.Series, metric: str) -> str:
+def spread(values: pd.Series, metric: str) -> str:
+    """Mean ± sample deviation of one metric, rates in percent; with one value the mean alone."""
     scale, digits, unit = (1.0, 0, "") if metric == "seconds" else (100.0, 1, "%")
     mean, deviation = scale * values.mean(), scale * values.std(ddof=1)
     if math.isnan(mean):

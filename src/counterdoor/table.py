@@ -1,0 +1,157 @@
+"""What ``kedro table`` does: which cells are left, their progress, and the page."""
+
+import math
+import os
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from counterdoor import comparison_page as pages
+from counterdoor.cells import Job, Outcome, runs_of
+from counterdoor.comparison import Grid, by_path, read_published
+from counterdoor.results import Results
+
+
+def waiting(project_path: Path, jobs: Sequence[Job]) -> list[Job]:
+    """The jobs that have not run."""
+    done = runs_of(jobs, Results.read(project_path))
+    return [job for job in jobs if job.key not in done]
+
+
+def follow(outcomes: Iterator[Outcome], *, done: int, total: int, console: Console) -> int:
+    """Show outcomes as they come: a bar on a terminal, else a line each.
+
+    Args:
+        outcomes: of an engine; it is closed at the end, and when this is interrupted.
+        done: cells that had run before.
+        total: all cells.
+        console: where to show it.
+
+    Returns:
+        How many have failed.
+    """
+    failed = 0
+    columns = (
+        TextColumn("cells"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    left = total - done
+    bar = Progress(
+        *columns, console=console, disable=not console.is_terminal, speed_estimate_period=1e9
+    )
+    with bar, _terminated_as_interrupted(), closing(outcomes):  # type: ignore[type-var]
+        task = bar.add_task("", total=left)
+        for count, outcome in enumerate(outcomes, start=1):
+            failed += bool(outcome.error)
+            bar.advance(task)
+            if outcome.error or not console.is_terminal:
+                became = f"FAILED: {outcome.error}" if outcome.error else "finished"
+                line = f"[{done + count}/{total}] {outcome.job.cell}: {became}"
+                line += "" if outcome.error else f" in {outcome.seconds:.0f} s"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return failed
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Inside the block SIGTERM unwinds as Ctrl-C does, so that running cells are stopped."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def write_page(
+    project_path: Path,
+    grids: Mapping[Path, tuple[Grid, Sequence[Job]]],
+    out: Path,
+    *,
+    params: Mapping[str, Any],
+) -> None:
+    """Write the page of grids from MLflow, and its pictures beside it.
+
+    Args:
+        project_path: the project's root.
+        grids: with their jobs, by their file.
+        out: the page.
+        params: further run parameters that the grids were read with.
+
+    Raises:
+        ValueError: if a file of published figures is not one.
+    """
+    results = Results.read(project_path)
+    sections = [
+        pages.Section(grid, measured(jobs, results), _published(path, grid))
+        for path, (grid, jobs) in grids.items()
+    ]
+    folder = out.with_suffix("")
+    pictures = {}
+    for number, section in enumerate(sections):
+        for position, (_, cells) in enumerate(section.scales):
+            name = f"{list(grids)[number].stem}{position + 1 if position else ''}.png"
+            folder.mkdir(parents=True, exist_ok=True)
+            figure = pages.picture(section.grid, cells)
+            figure.savefig(folder / name, dpi=110, metadata={"Software": None})
+            pictures[number, position] = f"{folder.name}/{name}"
+    text = pages.page(
+        sections, command=_command(project_path, grids, out, params), pictures=pictures
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+
+
+def measured(jobs: Sequence[Job], results: Results) -> list[pages.Measured]:
+    """The cells that have run."""
+    rows = runs_of(jobs, results)
+    found = []
+    for job in jobs:
+        row = rows.get(job.key)
+        if row is not None:
+            found.append(
+                pages.Measured(
+                    job.cell,
+                    {
+                        str(name): float(value)
+                        for name, value in results.metrics.iloc[row].items()
+                        if not math.isnan(value)
+                    },
+                    _texts(results.parameters.iloc[row].items()),
+                    _texts(results.tags.iloc[row].items()),
+                )
+            )
+    return found
+
+
+def _texts(items: Iterable[tuple[Any, Any]]) -> dict[str, str]:
+    return {str(name): value for name, value in items if isinstance(value, str)}
+
+
+def _published(path: Path, grid: Grid) -> Any:
+    return read_published(path.parent / grid.published) if grid.published else ()
+
+
+def _command(
+    project_path: Path, grids: Iterable[Path], out: Path, params: Mapping[str, Any]
+) -> str:
+    def within(path: Path) -> str:
+        inside = path.resolve().is_relative_to(project_path.resolve())
+        return os.path.relpath(path, project_path) if inside else path.name
+
+    words = ["kedro", "table", *map(within, grids)]
+    if params:
+        told = ",".join(f"{name}={pages.public(value)}" for name, value in by_path(params).items())
+        words += ["--params", told]
+    return " ".join([*words, "--out", within(out)])
