@@ -233,7 +233,7 @@ def attacks_page(where: str, records: Path | None, out: Path, limit: int) -> Non
     show_default=True,
     help="Ray: GPUs that a cell claims.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would run, and run nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what has run and what would, and run nothing.")
 @click.option("--only-page", is_flag=True, help="Write the page from what has run.")
 @click.option(
     "--out",
@@ -276,8 +276,9 @@ def table(
         done = len(every) - len(waiting)
         click.echo(f"{len(every)} cells, {done} finished, {len(waiting)} to run")
         if dry_run:
-            for job in waiting:
-                click.echo(f"  {job.cell}")
+            left = {job.key for job in waiting}
+            for job in every:
+                click.echo(f"  {'to run  ' if job.key in left else 'finished'}  {job.cell}")
             return
         outcomes = (
             cells.run_on_ray(waiting, address=address, cpus=cpus, gpus=gpus)
