@@ -93,7 +93,7 @@ def test_members_come_from_a_configuration():
     [
         ([], "at least 1 item"),
         ([{"name": "ensemble", "members": [{"name": "lga"}]}], "a member is itself an ensemble"),
-        ([{"name": "nonsense"}], "'lga', 'random'"),
+        ([{"name": "nonsense"}], "'lga', 'ln', 'random'"),
     ],
     ids=["none", "an ensemble", "unknown"],
 )

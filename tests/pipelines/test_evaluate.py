@@ -193,7 +193,7 @@ def test_each_warning_alone(change, contrast, words):
 
 
 def test_all_warnings_together():
-    worst = {"n_stamped": 0.0, "undefended_asr": 0.0, "ca_drop_worst_class": 1.0}
+    worst = {"n_suspects": 9.0, "n_stamped": 0.0, "undefended_asr": 0.0, "ca_drop_worst_class": 1.0}
     assert len(nodes.warnings_about(SOUND | worst, 0.0)) == 4
 
 

@@ -98,7 +98,7 @@ class AGPD(DetectorBase):
         scores = closeness * weights[:, labels]
         if self.weight == "trusted":
             return np.asarray(scores.mean(0))
-        return scores[self._layer(weights[:, np.unique(labels)])]
+        return np.asarray(scores[self._layer(weights[:, np.unique(labels)])])
 
     def _layer(self, found: np.ndarray) -> int:
         """Index of the layer, given dispersions of shape (layers, classes)."""
@@ -113,13 +113,13 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors (n, d) at length 1, float64; a zero vector stays."""
     vectors = vectors.astype(np.float64)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return np.asarray(vectors / np.where(lengths > 0, lengths, 1.0))
 
 
 def clean_direction(directions: np.ndarray, trusted: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Mean direction of the trusted samples that the net gets right, or of all if there is none."""
     known = trusted & right if (trusted & right).any() else trusted
-    return unit(directions[known].mean(0, keepdims=True))[0]
+    return np.asarray(unit(directions[known].mean(0, keepdims=True))[0])
 
 
 def dispersion(directions: np.ndarray, clean: np.ndarray) -> float:
@@ -184,4 +184,4 @@ def poison_closeness(
         if not len(now) or np.array_equal(now, members):
             break
         members = now
-    return closeness
+    return np.asarray(closeness)

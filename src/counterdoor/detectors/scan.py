@@ -67,7 +67,8 @@ class SCAn(DetectorBase):
         labels, trusted = evidence.labels, evidence.trusted
         check_trusted(labels, trusted, evidence.num_classes)
         looked_at = representations(net, evidence.images_nchw, self.layers, engine)
-        return np.max([self._ratios(each, labels, trusted) for each in looked_at], axis=0)
+        found = [self._ratios(each, labels, trusted) for each in looked_at]
+        return np.asarray(np.max(found, axis=0))
 
     def _ratios(self, points: np.ndarray, labels: np.ndarray, trusted: np.ndarray) -> np.ndarray:
         """Every sample's ratio in one layer."""

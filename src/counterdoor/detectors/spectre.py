@@ -79,7 +79,8 @@ class SPECTRE(DetectorBase):
         if self.reference == "trusted":
             check_trusted(labels, trusted, evidence.num_classes)
         looked_at = representations(net, evidence.images_nchw, self.layers, engine)
-        return np.max([self._scores(each, labels, trusted) for each in looked_at], axis=0)
+        found = [self._scores(each, labels, trusted) for each in looked_at]
+        return np.asarray(np.max(found, axis=0))
 
     def _scores(self, points: np.ndarray, labels: np.ndarray, trusted: np.ndarray) -> np.ndarray:
         """Every sample's score in one layer."""
