@@ -114,6 +114,16 @@ def test_too_few_trusted_samples_are_refused_before_any_training(detector):
     detector.check(ledger.assign(trusted=given.trusted), 3)
 
 
+def test_trusted_samples_that_are_all_alike_leave_numbers(detector):
+    given, _ = planted([0], per_class=20, poisoned=4)
+    images = given.images_nchw.copy()
+    for label in range(3):
+        images[given.trusted & (given.labels == label)] = 40 * label
+    assert np.isfinite(detector(dataclasses.replace(given, images_nchw=images), seed=0)).all()
+    images[:] = 7
+    assert np.isfinite(detector(dataclasses.replace(given, images_nchw=images), seed=0)).all()
+
+
 def test_spectre_as_in_the_paper_needs_no_trusted_sample():
     given, bad = planted([0], poisoned=12)
     nobody = np.zeros(len(bad), dtype=bool)

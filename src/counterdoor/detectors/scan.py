@@ -33,7 +33,8 @@ class SCAn(DetectorBase):
     of, may be plain in an early one. That is not in the paper, nor is a score for a
     sample; its test flags target classes by the gain in likelihood. It estimates S on a
     clean set by expectation maximisation; here it is the shrunk covariance within
-    classes of the trusted samples.
+    classes of the trusted samples. (Deviations of the last representation's Gram matrix, as
+    in Beatrix, Ma et al., NDSS 2023, found less of every attack on the same nets.)
 
     Attributes:
         layers: whether to look at what goes into the last layer alone, or at all layers.
@@ -77,9 +78,11 @@ class SCAn(DetectorBase):
         most = max(1, min(self.components, int(trusted.sum()) // 2))
         points = points @ principal_axes(points, most)
         spread = within_classes(points[trusted], labels[trusted])
+        ratios = np.zeros(len(points))
+        if not spread.any():
+            return ratios
         covariance, _ = ledoit_wolf(spread, assume_centered=True)
         white = points @ inverse_root(covariance)
-        ratios = np.zeros(len(points))
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)
             ratios[rows] = two_groups(white[rows], trusted[rows])

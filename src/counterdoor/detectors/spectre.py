@@ -31,11 +31,11 @@ class SPECTRE(DetectorBase):
     in every class, and a poisoned one's as many times larger as its representation lies
     outside what is usual in its class.
 
-    The robust estimate breaks down where a class is poison by a third or more, as the target class
-    is if a tenth of all samples is sent there. ``reference`` "trusted" takes mean and
-    covariance from the trusted samples instead: the mean of those of the class, and the
-    covariance within classes over all of them. With ``layers`` "all" a sample's score is the
-    largest that any layer gives it: a trigger that changes little in the last
+    The robust estimate breaks down where much of a class is poison; where a tenth of all
+    samples is sent to one of ten classes, half of it is. ``reference`` "trusted" takes mean
+    and covariance from the trusted samples instead: the mean of those of the class, and
+    the covariance within classes over all of them. With ``layers`` "all" a sample's score
+    is the largest that any layer gives it: a trigger that changes little in the last
     representation may be plain in an early one. Neither is in the paper.
 
     Attributes:
@@ -99,6 +99,8 @@ class SPECTRE(DetectorBase):
         most = self.components or min(MOST_COMPONENTS, n // SAMPLES_PER_COMPONENT)
         axes = principal_axes(points, max(1, most))
         best = np.zeros(len(points))
+        if not axes.shape[1] or (self.reference == "trusted" and not spread.any()):
+            return best
         for k in [self.components] if self.components else squares(axes.shape[1]):
             whiten = self._trusted if self.reference == "trusted" else self._robust
             basis = axes[:, :k]
