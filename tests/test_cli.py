@@ -286,7 +286,7 @@ def test_what_a_run_without_attack_has_not_is_not_available(store):
     text = call("results", "--last")
     (line,) = [line for line in text.splitlines() if "(ASR)" in line]
     assert [cell.strip() for cell in line.split("│")][2:4] == ["n/a", "n/a"]
-    assert "suspects that are poisoned: n/a" in text
+    assert "suspects that are poisoned" not in text
     (row,) = json.loads(call("results", "--format", "json"))
     assert (row["asr"], row["ca"], row["poison_ratio"]) == (None, 0.987, 0)
     for form in ("table", "markdown"):
@@ -294,6 +294,21 @@ def test_what_a_run_without_attack_has_not_is_not_available(store):
         assert "nan" not in call("results", "--format", form)
     (row,) = rows_of(call("results", "--summary", "--format", "csv"), "csv")
     assert (row["asr"], row["ca"]) == ("n/a", "98.7%")
+
+
+def test_rates_that_a_defence_has_not_are_left_out(store):
+    """A run that detects and labels nothing has no such metric."""
+    told = figures(0.1)
+    for name in ("detection_precision", "pseudo_label_accuracy"):
+        del told[name]
+    store.add(0, told, defence_name="fp")
+    shown = call("results", "--last")
+    assert "nan" not in shown
+    assert "suspects" not in shown
+    assert "seconds: " in shown
+    (row,) = json.loads(call("results", "--summary", "--format", "json"))
+    assert row["defence"] == "fp"
+    assert row["detection_precision"] == "n/a"
 
 
 def test_last_in_other_formats_is_the_newest_row(store):

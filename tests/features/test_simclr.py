@@ -14,7 +14,7 @@ from counterdoor.component import Component, members
 from counterdoor.engine import Engine
 from counterdoor.features import Contrast, SimCLR, Views, features_of
 from counterdoor.models import DigitsCNN, External, Model
-from counterdoor.recipe import Recipe, Triangle
+from counterdoor.recipe import Recipe
 
 MODEL = DigitsCNN(width=4, hidden=16)
 QUICK = Recipe(epochs=1, batch_size=20, learning_rate=0.05)

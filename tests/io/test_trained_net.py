@@ -211,6 +211,7 @@ def test_the_file_is_a_table_of_tensors_and_a_description(dataset, file, noise):
         "image_shape": [1, 12, 12],
         "num_classes": 4,
         "stamp": {"size": 2, "row": 0, "column": 0, "colour": "white"},
+        "label_map": None,
     }
     assert set(header) == set(trained.state)
     # Every byte behind the header is a tensor's, so there is no room for anything else.

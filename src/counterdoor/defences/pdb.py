@@ -69,8 +69,9 @@ class PDB(DefenceBase):
         may = ledger["trusted"].to_numpy() | (self.carriers == "all")
         rows: np.ndarray = np.flatnonzero(may)
         labels = ledger["label"].to_numpy()[rows]
-        drawn = stratified_rows(labels, self.share, numpy_generator(seed, "defended/carriers"))
-        return np.asarray(rows[drawn])
+        generator = numpy_generator(seed, "defended/carriers")
+        chosen: np.ndarray = rows[stratified_rows(labels, self.share, generator)]
+        return chosen
 
     def __call__(self, case: Case) -> Defended:
         """Train on all samples and the defensive copies; see :class:`DefenceBase`."""
