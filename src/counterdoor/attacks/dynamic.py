@@ -63,7 +63,7 @@ class Dynamic(AttackBase):
 
     name: Literal["dynamic"] = "dynamic"
     cover_ratio: float = Field(default=0.1, ge=0, lt=1)
-    net: AttackerNet = AttackerNet()
+    net: AttackerNet = AttackerNet(recipe=AttackerNet().recipe.model_copy(update={"epochs": 24}))
     width: int = Field(default=16, ge=4, multiple_of=4)
     mask_epochs: int = Field(default=2, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
