@@ -256,6 +256,8 @@ def run_on_ray(
         ValueError: if Ray is not installed, or the cluster has other machines and the
             MLflow store is not on a server.
     """
+    if not jobs:
+        return
     try:
         import ray
     except ImportError as error:

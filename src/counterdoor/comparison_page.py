@@ -248,7 +248,7 @@ def _provenance(measured: Sequence[Measured], rows: Sequence[Row]) -> str:
     counts = sorted({len(row.cells) for row in rows})
     seeds = sorted({each.cell.seed for each in measured})
     text = (
-        f"Environment `{measured[0].cell.env or 'base'}`; seeds {', '.join(map(str, seeds))} "
+        f"{_environment(measured[0].cell)}; seeds {', '.join(map(str, seeds))} "
         f"(n = {', '.join(map(str, counts))}); commit {', '.join(commits)}; {'; '.join(hardware)}."
     )
     if 1 in counts:
@@ -256,6 +256,10 @@ def _provenance(measured: Sequence[Measured], rows: Sequence[Row]) -> str:
             " Rows with n = 1 are of one seed: they have no deviation, and chance may order them."
         )
     return text
+
+
+def _environment(cell: Cell) -> str:
+    return f"Environment `{cell.env}`" if cell.env else "Default environment"
 
 
 def _commit(tags: Mapping[str, str]) -> str:
