@@ -8,7 +8,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from counterdoor.attacks import AllToAll, AllToOne, Attack, BadNets, Blend, LabelMapping
 from counterdoor.component import Component, Config, members
-from counterdoor.detectors import LGA, Detector, Ensemble, Oracle, Random, SuspectRatio
+from counterdoor.detectors import (
+    AGPD,
+    LGA,
+    LN,
+    SPECTRE,
+    Detector,
+    Ensemble,
+    Oracle,
+    Random,
+    SCAn,
+    SuspectRatio,
+)
 from counterdoor.labelers import VD, Labeler
 from counterdoor.models import DigitsCNN, Model
 from counterdoor.recipe import (
@@ -55,7 +66,7 @@ def test_members_are_distinct_named_components(union):
 
 
 def test_members_keep_the_order_of_the_union():
-    assert list(members(Detector)) == [LGA, Random, Ensemble, Oracle]
+    assert list(members(Detector)) == [LGA, LN, Random, SPECTRE, AGPD, SCAn, Ensemble, Oracle]
 
 
 @every_component

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from counterdoor.checkpoint import Checkpoint
+from counterdoor.config import STAGES
 from counterdoor.detectors import LGA, Ensemble, Oracle
 from counterdoor.hooks import (
     LIBRARY_LOGGER,
@@ -106,11 +107,8 @@ def test_other_paths_and_nodes_are_left_alone(tmp_path, monkeypatch):
 
 
 def variant(tmp_path, seed):
-    names = ("source", "attack", "model", "detector", "labeler")
-    parameters = {f"{name}_name": name for name in names} | {"poison_ratio": 0.1, "seed": seed}
-    parameters["label_mapping"] = "all_to_one"
-    keys = ("ingest", "model", "engine", "warmup", "detect", "relabel", "stamp", "train", "attack")
-    parameters |= {key: {} for key in keys}
+    parameters = {choice: "x" for choices, _ in STAGES.values() for choice in choices}
+    parameters |= {key: {} for _, keys in STAGES.values() for key in keys} | {"seed": seed}
     hooks = CheckpointHooks()
     hooks.after_context_created(
         SimpleNamespace(project_path=tmp_path, config_loader={"parameters": parameters})
