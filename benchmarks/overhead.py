@@ -52,7 +52,8 @@ def bare(parameters: dict[str, Any]) -> None:
     bad = attack(read["images"], read["ledger"], read["test_images"], info, adversary, seed)
     images, ledger = bad["images"], bad["ledger"]
     check = check_plan(
-        images, ledger, info, detecting, relabeling, training, stamp, model, warming
+        *(images, ledger, info, detecting, relabeling, training, stamp, model, warming),
+        p.FeaturesParams.model_validate(parameters["features"]),
     )["report"]
     warm = warm_up(images, ledger, info, check, warming, model, seed)
     plain = train_plain(images, ledger, info, check, warming, model, seed)
