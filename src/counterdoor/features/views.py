@@ -90,8 +90,8 @@ class Views(Config):
     def _moved(self, images: Tensor, generator: torch.Generator) -> Tensor:
         n = len(images)
         area = _uniform(n, *self.crop_scale, generator)
-        low, high = (math.log(ratio) for ratio in self.crop_ratio)
-        ratio = _uniform(n, low, high, generator).exp()
+        narrow, broad = self.crop_ratio
+        ratio = _uniform(n, math.log(narrow), math.log(broad), generator).exp()
         height, width = images.shape[-2:]
         across, down = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
         shifts = 2.0 * torch.rand(2, n, generator=generator) - 1.0
