@@ -577,7 +577,7 @@ def test_paper_has_the_papers_values():
 
 def test_paper_offers_its_other_detector_and_labeler():
     values = parameters(env="paper", detector_name="ln", labeler_name="nc")
-    assert DetectParams.model_validate(values["detect"]).detector == LN()
+    assert DetectParams.model_validate(values["detect"]).detector == LN(standardise=False)
     assert RelabelParams.model_validate(values["relabel"]).labeler == NC()
     assert values["warmup"]["recipe"] is None
     mixed = parameters(env="paper", labeler_name="nc")

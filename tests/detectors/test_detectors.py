@@ -178,7 +178,7 @@ def test_ln_standardised_does_not_see_the_scale():
     np.testing.assert_allclose(*scores, rtol=1e-4)
 
 
-def test_ln_default_is_the_authors():
+def test_ln_default_training_is_the_authors():
     detector = LN()
     assert (detector.epochs, detector.batch_size, detector.learning_rate) == (10, 128, 2e-3)
     assert (detector.cross_entropy, detector.reverse) == (0.1, 1.0)

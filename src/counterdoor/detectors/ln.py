@@ -35,7 +35,8 @@ class LN(DetectorBase):
         learning_rate: of Adam.
         cross_entropy: weight of the cross-entropy.
         reverse: weight of the reverse cross-entropy.
-        standardise: give the head features of mean 0 and deviation 1.
+        standardise: give the head features of mean 0 and deviation 1, which so short a
+            training of it profits from; the authors do not.
     """
 
     name: Literal["ln"] = "ln"
@@ -44,7 +45,7 @@ class LN(DetectorBase):
     learning_rate: float = Field(default=2e-3, gt=0)
     cross_entropy: float = Field(default=0.1, ge=0)
     reverse: float = Field(default=1.0, ge=0)
-    standardise: bool = False
+    standardise: bool = True
 
     @property
     def needs(self) -> frozenset[Need]:
