@@ -74,6 +74,10 @@ def test_all_layers_are_what_each_gives_and_what_the_last_gets(net, noise):
             elif isinstance(module, nn.Linear):
                 expected.append(values)
     assert len(given) == len(expected) - 1 == 4
+    late = representations(net, images, "late")
+    assert len(late) == 3
+    for one, other in zip(late, [*given[2:], last], strict=True):
+        np.testing.assert_array_equal(one, other)
     for each, wanted in zip(given, expected, strict=False):
         np.testing.assert_allclose(each, wanted.numpy(), atol=1e-5)
 

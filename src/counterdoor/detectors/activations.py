@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.training import predict_logits
 
+Depth = Literal["last", "late", "all"]
+"""Whose representations: the last layer's inputs, the later half of the layers', or all."""
+
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """What counts as a layer: these exist under a name of their own in every net."""
 
@@ -45,7 +48,7 @@ def layer_names(net: nn.Module, images_nchw: np.ndarray, engine: Engine = DEFAUL
 def representations(
     net: nn.Module,
     images_nchw: np.ndarray,
-    layers: Literal["last", "all"] = "last",
+    depth: Depth = "last",
     engine: Engine = DEFAULT,
     batch_size: int = 500,
 ) -> list[np.ndarray]:
@@ -54,7 +57,8 @@ def representations(
     Args:
         net: from float images in [0, 1] to logits; looked at in eval mode.
         images_nchw: uint8, shape (N, C, H, W), in [0, 255].
-        layers: "last" for the former alone, "all" for both.
+        depth: "last" for the former alone, "all" for both, "late" for the later half of
+            them (the larger one if their number is odd).
         engine: what to run on.
         batch_size: images at a time.
 
@@ -66,7 +70,8 @@ def representations(
         ValueError: if the net has no layer.
     """
     *others, last = layer_names(net, images_nchw, engine)
-    looked_at = [net.get_submodule(name) for name in (others if layers == "all" else [])]
+    first = {"last": len(others), "late": (len(others) + 1) // 2, "all": 0}[depth]
+    looked_at = [net.get_submodule(name) for name in others[first:]]
     head = net.get_submodule(last)
     kept: dict[nn.Module, list[Tensor]] = {module: [] for module in (*looked_at, head)}
 

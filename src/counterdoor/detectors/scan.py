@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from counterdoor.detectors.activations import representations
+from counterdoor.detectors.activations import Depth, representations
 from counterdoor.detectors.base import DetectorBase, Evidence, Need, check_trusted, present
 from counterdoor.detectors.robust import inverse_root, principal_axes, within_classes
 from counterdoor.engine import DEFAULT, Engine
@@ -28,16 +28,18 @@ class SCAn(DetectorBase):
     a class without poison is parted as well, but its halves lie close together. It is
     also so where most of a class is poison, or where every class is a target.
 
-    With ``layers`` "all" a sample's score is the largest that any layer gives it: triggers
-    that change little in the last representation, or that the net has not made a backdoor
-    of, may be plain in an early one. That is not in the paper, nor is a score for a
-    sample; its test flags target classes by the gain in likelihood. It estimates S on a
-    clean set by expectation maximisation; here it is the shrunk covariance within
-    classes of the trusted samples. (Deviations of the last representation's Gram matrix, as
-    in Beatrix, Ma et al., NDSS 2023, found less of every attack on the same nets.)
+    With ``layers`` "late" or "all" a sample's score is the largest that any layer gives it:
+    a trigger that changes little in the last representation, or that the net has not made
+    a backdoor of, may be plain in an early one. So may be noise that is no trigger, such as
+    that of WaNet's cover samples. That is not in the paper, nor is a score for a sample; its
+    test flags target classes by the gain in likelihood. It estimates S on a clean set by
+    expectation maximisation; here it is the shrunk covariance within classes of the
+    trusted samples. (Deviations of the last representation's Gram matrix, as in Beatrix, Ma
+    et al., NDSS 2023, found less of every attack on the same nets.)
 
     Attributes:
-        layers: whether to look at what goes into the last layer alone, or at all layers.
+        layers: "last" looks at what goes into the last layer alone, "late" at what the later
+            half of the layers gives as well, "all" at all of them.
         components: how many principal components at most; fewer if there are not
             twice as many trusted samples.
 
@@ -46,7 +48,7 @@ class SCAn(DetectorBase):
     """
 
     name: Literal["scan"] = "scan"
-    layers: Literal["last", "all"] = "all"
+    layers: Depth = "late"
     components: int = Field(default=32, ge=1)
 
     @property

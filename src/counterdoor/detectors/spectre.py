@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from counterdoor.detectors.activations import representations
+from counterdoor.detectors.activations import Depth, representations
 from counterdoor.detectors.base import DetectorBase, Evidence, Need, check_trusted, present
 from counterdoor.detectors.robust import inverse_root, principal_axes, trim, within_classes
 from counterdoor.engine import DEFAULT, Engine
@@ -34,12 +34,14 @@ class SPECTRE(DetectorBase):
     The robust estimate breaks down where much of a class is poison; where a tenth of all
     samples is sent to one of ten classes, half of it is. ``reference`` "trusted" takes mean
     and covariance from the trusted samples instead: the mean of those of the class, and
-    the covariance within classes over all of them. With ``layers`` "all" a sample's score
-    is the largest that any layer gives it: a trigger that changes little in the last
-    representation may be plain in an early one. Neither is in the paper.
+    the covariance within classes over all of them. With ``layers`` "late" or "all" a
+    sample's score is the largest that any layer gives it: a trigger that changes little in the
+    last representation may be plain in an early one, as may be noise that is no trigger.
+    Neither is in the paper.
 
     Attributes:
-        layers: whether to look at what goes into the last layer alone, or at all layers.
+        layers: "last" looks at what goes into the last layer alone, "late" at what the later
+            half of the layers gives as well, "all" at all of them.
         reference: where mean and covariance come from.
         share: of a class that is expected to be poison, epsilon; for "robust", which
             leaves out at most twice as many.
@@ -52,7 +54,7 @@ class SPECTRE(DetectorBase):
     """
 
     name: Literal["spectre"] = "spectre"
-    layers: Literal["last", "all"] = "all"
+    layers: Depth = "late"
     reference: Literal["robust", "trusted"] = "trusted"
     share: float = Field(default=0.1, gt=0, lt=0.5)
     components: int | None = Field(default=None, ge=1)
