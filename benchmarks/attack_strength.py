@@ -29,7 +29,7 @@ from overhead import resolved_parameters
 
 from counterdoor import params as p
 from counterdoor.attack_page import strengths
-from counterdoor.attacks import AllToAll, Attack, AttackBase, BadNets, draw_rows
+from counterdoor.attacks import AllToAll, Attack, AttackBase, BadNets, NoAttack, draw_rows
 from counterdoor.component import members
 from counterdoor.metrics import attack_success_rate, backdoor_accuracy, clean_accuracy
 from counterdoor.pipelines.attack.nodes import attack as poison_and_trigger
@@ -40,7 +40,7 @@ from counterdoor.tracking import commit_tags, hardware
 from counterdoor.training import predict_classes
 
 ATTACKS: dict[str, AttackBase] = {
-    **{kind.component_name(): kind() for kind in members(Attack)},
+    **{kind.component_name(): kind() for kind in members(Attack) if kind is not NoAttack},
     "badnets_all_to_all": BadNets(labels=AllToAll()),
 }
 

@@ -159,14 +159,14 @@ def components(form: str) -> None:
 def attacks_page(where: str, records: Path | None, out: Path, limit: int) -> None:
     """Write the catalogue of attacks: pictures, parameters, sources, measured strength."""
     from counterdoor import attack_page as pages
-    from counterdoor.attacks import Attack
+    from counterdoor.attacks import Attack, NoAttack
     from counterdoor.component import members
 
     measured = pages.strengths(pages.read_records(records)) if records else []
     images, labels, names = _some_images(where, limit)
     folder = out.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    attacks: list[Any] = list(members(Attack))
+    attacks: list[Any] = [kind for kind in members(Attack) if kind is not NoAttack]
     pictures = {}
     for kind in attacks:
         file = folder / f"{kind.component_name()}.png"
