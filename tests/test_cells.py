@@ -175,6 +175,23 @@ def test_a_failed_job_shows_the_end_of_its_log(tmp_path):
     assert outcome.error.splitlines()[1:] == [f"    line {line}" for line in range(42, 50)]
 
 
+@pytest.mark.parametrize(("failures", "starts"), [(0, 1), (1, 2), (2, 3), (9, 3)])
+def test_a_run_of_the_same_millisecond_as_another_is_begun_again(tmp_path, failures, starts):
+    """Kedro names both versions the same and refuses one; its log may be broken into lines."""
+    script = (
+        "import pathlib, sys\n"
+        "count = pathlib.Path('count')\n"
+        "begun = len(count.read_text()) if count.exists() else 0\n"
+        "count.write_text('x' * (begun + 1))\n"
+        f"if begun < {failures}:\n"
+        "    print('Save path must not exist\\n   if versioning is enabled.')\n"
+        "    sys.exit(1)\n"
+    )
+    outcome = run_job(job(tmp_path, **stub_kedro(tmp_path, script)))
+    assert (outcome.error == "") == (failures < starts)
+    assert (tmp_path / "count").read_text() == "x" * starts
+
+
 def test_an_unwanted_job_is_terminated(tmp_path):
     each = job(tmp_path, **stub_kedro(tmp_path, "import time\ntime.sleep(600)\n"))
     outcome = run_job(each, lambda: each.log.exists())

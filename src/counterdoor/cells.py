@@ -30,6 +30,10 @@ from counterdoor.tracking import variant_of
 LOGS = Path("logs") / "cells"
 TAIL = 8
 """Lines of a failed cell's log that are shown."""
+
+ATTEMPTS = 3
+SAME_VERSION = "must not exist if versioning is enabled"
+"""Kedro's refusal of a run that began in the same millisecond as another: it is begun again."""
 POLL_SECONDS = 0.2
 RESOLVING = "ConfigError raised while resolving interpolation: "
 THREADS = "OMP_NUM_THREADS"
@@ -155,22 +159,26 @@ def run_job(job: Job, unwanted: Callable[[], bool] = lambda: False) -> Outcome:
         if not _locked(lock):
             return Outcome(job, 0.0, "another process is running this cell; let it end")
         config.write_text(yaml.safe_dump({"run": chosen}), encoding="utf-8")
-        with job.log.open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "kedro", "run", "--config", str(config)],
-                cwd=job.project_path,
-                env={**os.environ, **job.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches it once, from here
-                pass_fds=[lock.fileno()],
-            )
-            code = _wait(process, unwanted)
+        for _ in range(ATTEMPTS):
+            with job.log.open("w", encoding="utf-8") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "kedro", "run", "--config", str(config)],
+                    cwd=job.project_path,
+                    env={**os.environ, **job.environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches it once, from here
+                    pass_fds=[lock.fileno()],
+                )
+                code = _wait(process, unwanted)
+            told = job.log.read_text(encoding="utf-8", errors="replace")
+            if code == 0 or SAME_VERSION not in " ".join(told.split()):
+                break
     seconds = time.monotonic() - started
     if code == 0:
         return Outcome(job, seconds)
-    lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-TAIL:]
+    lines = told.strip().splitlines()[-TAIL:]
     tail = "\n".join(f"    {line}" for line in lines)
     return Outcome(job, seconds, f"exit code {code}; the end of {job.log}:\n{tail}")
 
