@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from overhead import resolved_parameters
 
+from counterdoor import labelers
 from counterdoor import params as p
 from counterdoor.attacks import poison
 from counterdoor.engine import Engine
@@ -128,15 +129,8 @@ class Case:
         if who == "oracle":
             return self.oracle["true_label"].to_numpy()
         if "labels" not in self.warmed:
-            self.warmed["labels"] = self.relabel.labeler(
-                self.images,
-                scored,
-                self.classes,
-                model=self.model.root,
-                stamp=stamp,
-                seed=self.seed,
-                engine=self.engine,
-            )
+            case = labelers.Case(self.images, scored, self.classes, self.model.root, stamp)
+            self.warmed["labels"] = self.relabel.labeler(case, seed=self.seed, engine=self.engine)
         return self.warmed["labels"]
 
     def undefended(self) -> dict[str, float]:

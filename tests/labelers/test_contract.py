@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from counterdoor.component import members
-from counterdoor.labelers import Labeler
+from counterdoor.labelers import Case, Labeler
 from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.models import DigitsCNN
 from counterdoor.stamp import Stamp
@@ -41,8 +41,8 @@ TRUE.setflags(write=False)
 
 def call(labeler, images, ledger, seed=0, features=FEATURES, true_labels=TRUE):
     labeler.check(ledger, K)
-    given = {"model": MODEL, "stamp": Stamp(colour="white"), "features": features}
-    return labeler(images, ledger, K, seed=seed, true_labels=true_labels, **given)
+    case = Case(images, ledger, K, MODEL, Stamp(colour="white"), features, true_labels)
+    return labeler(case, seed=seed)
 
 
 def test_labels_are_one_class_a_sample_or_dropped(labeler, images, ledger):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from counterdoor.feed import Samples
-from counterdoor.labelers import NC, VD, Drop, Oracle
+from counterdoor.labelers import NC, VD, Case, Drop, Oracle
 from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.models import DigitsCNN, build_net
 from counterdoor.recipe import Recipe
@@ -28,7 +28,7 @@ def ledger(digits):
 
 def label(labeler, digits, ledger, seed=0, stamp=None):
     stamp = stamp or Stamp(colour="white")
-    return labeler(digits.images_nchw, ledger, 10, model=MODEL, stamp=stamp, seed=seed)
+    return labeler(Case(digits.images_nchw, ledger, 10, MODEL, stamp), seed=seed)
 
 
 def test_vd_names_real_digits(digits, ledger):
@@ -110,8 +110,8 @@ def test_drop_drops(digits, ledger):
 
 
 def test_the_oracle_says_the_truth(digits, ledger):
-    settings = {"model": MODEL, "stamp": Stamp(), "seed": 0, "true_labels": digits.labels}
-    labels = Oracle()(digits.images_nchw, ledger, 10, **settings)
+    case = Case(digits.images_nchw, ledger, 10, MODEL, Stamp(), true_labels=digits.labels)
+    labels = Oracle()(case, seed=0)
     np.testing.assert_array_equal(labels, digits.labels)
     assert not np.shares_memory(labels, digits.labels)
 
@@ -158,8 +158,8 @@ def slow_nearest(features, labels, suspect, scaling):
 @pytest.mark.parametrize("scaling", ["none", "unit", "standardise"])
 def test_nc_is_the_nearest_centre_of_the_unsuspected(noise, clouds, scaling):
     features, ledger, true = clouds
-    given = {"model": MODEL, "stamp": Stamp(colour="white"), "features": features}
-    labels = NC(scaling=scaling)(noise(60), ledger, 4, seed=0, **given)
+    case = Case(noise(60), ledger, 4, MODEL, Stamp(colour="white"), features)
+    labels = NC(scaling=scaling)(case, seed=0)
     suspect = ledger["suspect"].to_numpy()
     assert labels.tolist() == slow_nearest(features, ledger["label"], suspect, scaling)
     assert (labels == true)[suspect].mean() > 0.8

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from counterdoor.labelers import NC
+from counterdoor.labelers import NC, Case
 from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.params import DefenceParams, ModelParams, RelabelParams
 from counterdoor.pipelines.relabel.nodes import relabel
@@ -44,9 +44,8 @@ def run(case, seed=0, stamp=None, **settings):
 def test_the_plan_is_made_from_the_labelers_word_with_these_settings(case, settings):
     images, ledger = case
     params, result = run(case, seed=3, **settings)
-    pseudo = params.labeler(
-        images, ledger, 3, model=MODEL.root, stamp=Stamp(colour="white"), seed=3
-    )
+    stamp = Stamp(colour="white")
+    pseudo = params.labeler(Case(images, ledger, 3, MODEL.root, stamp), seed=3)
     expected = make_plan(ledger, pseudo, seed=3, **({"trusted_stamps": 1} | settings))
     assert result["ledger"].equals(expected.ledger)
     assert result["plan"].equals(expected.plan)
@@ -137,7 +136,7 @@ def test_features_reach_the_labeler_that_needs_them(case):
     values = np.random.default_rng(0).normal(size=(48, 6)).astype(np.float32)
     given = (images, ledger, INFO, params, MODEL, Stamp(colour="white"), 0)
     result = relabel(*given, features={"features": torch.tensor(values)})
-    expected = NC()(images, ledger, 3, model=MODEL.root, stamp=Stamp(), seed=0, features=values)
+    expected = NC()(Case(images, ledger, 3, MODEL.root, Stamp(), values), seed=0)
     assert result["ledger"]["pseudo_label"].tolist() == expected.tolist()
     with pytest.raises(ValueError, match="features are needed but have not been learnt"):
         relabel(*given)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from counterdoor.labelers.base import LabelerBase
+from counterdoor.labelers.base import Case, LabelerBase
 from counterdoor.labelers.drop import Drop
 from counterdoor.labelers.nc import NC
 from counterdoor.labelers.oracle import Oracle
@@ -13,4 +13,4 @@ from counterdoor.labelers.vd import VD
 Labeler = Annotated[VD | NC | Drop | Oracle, Field(discriminator="name")]
 """Every labeler that a configuration can name."""
 
-__all__ = ["NC", "VD", "Drop", "Labeler", "LabelerBase", "Oracle"]
+__all__ = ["NC", "VD", "Case", "Drop", "Labeler", "LabelerBase", "Oracle"]

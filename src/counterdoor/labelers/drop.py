@@ -3,13 +3,10 @@
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
-from counterdoor.component import Component
 from counterdoor.engine import DEFAULT, Engine
-from counterdoor.labelers.base import LabelerBase
+from counterdoor.labelers.base import Case, LabelerBase
 from counterdoor.ledger import DROPPED
-from counterdoor.stamp import Stamp
 
 
 class Drop(LabelerBase):
@@ -17,18 +14,6 @@ class Drop(LabelerBase):
 
     name: Literal["drop"] = "drop"
 
-    def __call__(
-        self,
-        images_nchw: np.ndarray,
-        ledger: pd.DataFrame,
-        num_classes: int,
-        *,
-        model: Component,
-        stamp: Stamp,
-        seed: int,
-        engine: Engine = DEFAULT,
-        features: np.ndarray | None = None,
-        true_labels: np.ndarray | None = None,
-    ) -> np.ndarray:
+    def __call__(self, case: Case, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
         """``DROPPED`` for every sample; see :class:`LabelerBase`."""
-        return np.full(len(ledger), DROPPED, dtype=np.int64)
+        return np.full(len(case.ledger), DROPPED, dtype=np.int64)

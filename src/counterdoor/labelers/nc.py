@@ -3,12 +3,9 @@
 from typing import ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 
-from counterdoor.component import Component
 from counterdoor.engine import DEFAULT, Engine
-from counterdoor.labelers.base import LabelerBase
-from counterdoor.stamp import Stamp
+from counterdoor.labelers.base import Case, LabelerBase
 
 
 class NC(LabelerBase):
@@ -27,19 +24,7 @@ class NC(LabelerBase):
     name: Literal["nc"] = "nc"
     scaling: Literal["none", "unit", "standardise"] = "unit"
 
-    def __call__(
-        self,
-        images_nchw: np.ndarray,
-        ledger: pd.DataFrame,
-        num_classes: int,
-        *,
-        model: Component,
-        stamp: Stamp,
-        seed: int,
-        engine: Engine = DEFAULT,
-        features: np.ndarray | None = None,
-        true_labels: np.ndarray | None = None,
-    ) -> np.ndarray:
+    def __call__(self, case: Case, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
         """The class of the nearest centre for every sample; see :class:`LabelerBase`.
 
         A class without an unsuspected sample has no centre and is nobody's.
@@ -49,6 +34,7 @@ class NC(LabelerBase):
         """
         from sklearn.metrics import pairwise_distances_argmin
 
+        ledger, features = case.ledger, case.features
         if features is None:
             raise ValueError("labeler 'nc' needs features, but was given none")
         scaled = self._scaled(features.astype(np.float64))

@@ -1,44 +1,26 @@
 """The truth, for ablations."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 
-from counterdoor.component import Component
 from counterdoor.engine import DEFAULT, Engine
-from counterdoor.labelers.base import LabelerBase
-from counterdoor.stamp import Stamp
+from counterdoor.labelers.base import Case, LabelerBase
 
 
 class Oracle(LabelerBase):
     """The true labels: what a perfect labeler would contribute; in an ablation only."""
 
+    needs_truth: ClassVar[bool] = True
+
     name: Literal["oracle"] = "oracle"
 
-    @property
-    def needs_truth(self) -> bool:
-        """Nothing else."""
-        return True
-
-    def __call__(
-        self,
-        images_nchw: np.ndarray,
-        ledger: pd.DataFrame,
-        num_classes: int,
-        *,
-        model: Component,
-        stamp: Stamp,
-        seed: int,
-        engine: Engine = DEFAULT,
-        features: np.ndarray | None = None,
-        true_labels: np.ndarray | None = None,
-    ) -> np.ndarray:
+    def __call__(self, case: Case, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
         """The true label of every sample; see :class:`LabelerBase`.
 
         Raises:
             ValueError: if the truth is withheld, as from every defender.
         """
-        if true_labels is None:
+        if case.true_labels is None:
             raise ValueError("labeler 'oracle' looks at the true labels, which it is not given")
-        return np.array(true_labels, dtype=np.int64)
+        return np.array(case.true_labels, dtype=np.int64)

@@ -6,13 +6,11 @@ import numpy as np
 import pandas as pd
 
 from counterdoor.augment import Augment
-from counterdoor.component import Component
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.feed import Samples
-from counterdoor.labelers.base import LabelerBase
+from counterdoor.labelers.base import Case, LabelerBase
 from counterdoor.models import build_net
 from counterdoor.recipe import Recipe, Steps
-from counterdoor.stamp import Stamp
 from counterdoor.training import fit, predict_classes
 
 PAPER_RECIPE = Recipe(
@@ -49,25 +47,14 @@ class VD(LabelerBase):
                 "another labeler"
             )
 
-    def __call__(
-        self,
-        images_nchw: np.ndarray,
-        ledger: pd.DataFrame,
-        num_classes: int,
-        *,
-        model: Component,
-        stamp: Stamp,
-        seed: int,
-        engine: Engine = DEFAULT,
-        features: np.ndarray | None = None,
-        true_labels: np.ndarray | None = None,
-    ) -> np.ndarray:
+    def __call__(self, case: Case, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
         """Predictions of the verified-data classifier; see :class:`LabelerBase`."""
-        self.check(ledger, num_classes)
+        images, ledger, classes = case.images_nchw, case.ledger, case.num_classes
+        self.check(ledger, classes)
         rows = np.flatnonzero(ledger["trusted"])
-        samples = Samples(images_nchw, rows, ledger["label"].to_numpy()[rows])
-        net = build_net(model, images_nchw[rows], num_classes, seed=seed, stream="relabel/init")
+        samples = Samples(images, rows, ledger["label"].to_numpy()[rows])
+        net = build_net(case.model, images[rows], classes, seed=seed, stream="relabel/init")
         fitted = fit(net, samples, self.recipe, seed=seed, stream="relabel", engine=engine)
         net.load_state_dict(fitted.state)
-        used = stamp if self.stamp_inputs else None
-        return predict_classes(net, images_nchw, stamp=used, engine=engine)
+        used = case.stamp if self.stamp_inputs else None
+        return predict_classes(net, images, stamp=used, engine=engine)

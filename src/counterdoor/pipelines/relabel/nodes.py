@@ -9,7 +9,7 @@ from torch import Tensor
 
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.features import features_of
-from counterdoor.labelers import Drop
+from counterdoor.labelers import Case, Drop
 from counterdoor.ledger import check_ledger
 from counterdoor.params import USUAL_DEFENCE, DefenceParams, ModelParams, RelabelParams
 from counterdoor.relabeling import make_plan
@@ -57,18 +57,16 @@ def relabel(
     """
     check_ledger(ledger, images, "trusted", "suspect")
     labeler = params.labeler if defence.root.needs_pseudo_labels else Drop()
-    needed = labeler.needs_features
-    pseudo_labels = labeler(
+    case = Case(
         images,
         ledger,
         len(info["class_names"]),
-        model=model.root,
-        stamp=stamp,
-        seed=seed,
-        engine=engine,
-        features=features_of(features, len(images)) if needed else None,
+        model.root,
+        stamp,
+        features=features_of(features, len(images)) if labeler.needs_features else None,
         true_labels=None if oracle is None else oracle["true_label"].to_numpy(),
     )
+    pseudo_labels = labeler(case, seed=seed, engine=engine)
     relabeled = make_plan(
         ledger,
         pseudo_labels,
