@@ -14,7 +14,6 @@ PAPER_RECIPE = Recipe(
     learning_rate=5e-4,
     weight_decay=1e-4,
     schedule=Steps(),
-    loss=Ascent(),
 )
 
 
