@@ -9,7 +9,8 @@ defended training a setting. Test images are never read. Every measurement is ap
     python benchmarks/ablations.py --parquet FOLDER --records FILE [--seeds 0 1 2] [--only TEXT]
     python benchmarks/ablations.py --records FILE --table
 
-Recipes and detector are those of ``conf/cifar10``, with fewer images and epochs and a smaller net.
+Recipes and detector are those of ``conf/cifar10``, with fewer images and epochs and a smaller net;
+``--sgd`` lets SGD step the convolutions too, in place of Muon.
 """
 
 import argparse
@@ -43,7 +44,8 @@ WHITE_2 = {"size": 2, "colour": "white"}
 WHITE_3 = {"size": 3, "colour": "white"}
 
 # name: (stamp, suspect ratio, options of make_plan, changes of the recipe, who names suspects)
-SETTINGS: dict[str, tuple[dict[str, Any], float, dict[str, Any], dict[str, Any], str]] = {
+Setting = tuple[dict[str, Any], float | str, dict[str, Any], dict[str, Any], str]
+SETTINGS: dict[str, Setting] = {
     "the paper's rule: grey 2x2": (PAPER_STAMP, 0.05, {}, {}, "vd"),
     "… with true labels": (PAPER_STAMP, 0.05, {}, {}, "oracle"),
     "… twice the epochs": (PAPER_STAMP, 0.05, {}, {"epochs": 2}, "vd"),
@@ -77,6 +79,13 @@ SETTINGS: dict[str, tuple[dict[str, Any], float, dict[str, Any], dict[str, Any],
         {},
         "vd",
     ),
+    "white 3x3, trusted stamps, agreed stamps 2 %, suspects twice, as many as stand out": (
+        WHITE_3,
+        "adaptive",
+        {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2},
+        {},
+        "vd",
+    ),
 }
 
 
@@ -89,6 +98,8 @@ class Case:
         model = self.parameters["model"] | {"widths": options.widths}
         self.model = p.ModelParams.model_validate(model)
         train = self.parameters["train"]["recipe"] | {"epochs": options.epochs}
+        if options.sgd:
+            train["muon"] = None
         self.recipe = Recipe.model_validate(train)
         self.relabel = p.RelabelParams.model_validate(self.parameters["relabel"])
         adversary = self.parameters["attack"] | {"poison_ratio": options.poison_ratio}
@@ -109,7 +120,7 @@ class Case:
         self.images, self.ledger, self.oracle = bad.images_nchw, bad.ledger, bad.oracle
         self.warmed: dict[str, Any] = {}
 
-    def scored(self, suspect_ratio: float) -> pd.DataFrame:
+    def scored(self, suspect_ratio: float | str) -> pd.DataFrame:
         """The ledger with scores and suspects; the warm-up is made once."""
         info = {"class_names": list(range(self.classes))}
         if not self.warmed:
@@ -141,7 +152,7 @@ class Case:
     def defended(
         self,
         stamp: dict[str, Any],
-        suspect_ratio: float,
+        suspect_ratio: float | str,
         plan: dict[str, Any],
         recipe: dict[str, Any],
         who: str,
@@ -226,6 +237,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
     parser.add_argument("--poison-ratio", type=float, default=0.1)
+    parser.add_argument("--sgd", action="store_true", help="without Muon")
     parser.add_argument(
         "--only", nargs="+", default=[""], help="settings whose name holds one of these texts"
     )
@@ -238,7 +250,7 @@ def main() -> None:
     done = {(each["setting"], each["seed"]) for each in map(json.loads, lines)}
     read = Parquet(path=options.parquet)()
     about = {"hardware": hardware(), "commit": commit_tags(Path(__file__).parent).get("commit")}
-    told = ("images", "validation", "epochs", "widths", "poison_ratio")
+    told = ("images", "validation", "epochs", "widths", "poison_ratio", "sgd")
     about |= {name: getattr(options, name) for name in told}
     for seed in options.seeds:
         options.seed = seed

@@ -42,7 +42,9 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-ORDER = ["ingest", "attack", "features", "warmup", "detect", "relabel", "train", "evaluate"]
+ORDER = [
+    *("ingest", "attack", "features", "warmup", "detect", "relabel", "train", "evaluate", "export")
+]
 
 # The first stage whose result each parameter can change, written down by hand.
 FIRST_READ = {
@@ -66,6 +68,7 @@ FIRST_READ = {
     "defence": "warmup",
     "defence_name": "train",
     "train": "train",
+    "export": "export",
 }
 
 

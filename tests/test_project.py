@@ -21,15 +21,17 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
 from kedro.io import DatasetError, Version
 from PIL import Image
 from safetensors import safe_open
 
+from counterdoor.cli import cli
 from counterdoor.features import SimCLR
 from counterdoor.hooks import ensure_writable
-from counterdoor.io import JSONDataset, TrainedNetDataset
+from counterdoor.io import HardenedDataset, JSONDataset, TrainedNetDataset
 from counterdoor.results import Results
 from counterdoor.tracking import EXPERIMENT, TrackingHooks, _MetricsHandler, commit_tags
 
@@ -623,6 +625,91 @@ def test_features_are_learnt_once_and_outlive_a_run_that_needs_none(ingested, sm
         made = [ingested.find(name, each).read_bytes() for each in (version, third)]
         assert made[0] == made[1]
     assert learnt == [1]
+
+
+# --- export --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(project, first):
+    """The version that the stage export made of the newest run."""
+    return project.run(["export"], {"export": {"reject": True}})
+
+
+@pytest.mark.slow
+def test_file_onnx_and_mlflow_model_predict_the_same(project, catalog, exported):
+    import mlflow
+    import onnxruntime
+
+    images = catalog.load("images")[::3]
+    assert len(images) > 100
+    hardened = HardenedDataset(filepath=str(project.find("hardened.safetensors", exported))).load()
+    logits, rejected = hardened.predict(images)
+    onnx = project.find("hardened_onnx.onnx", exported)
+    session = onnxruntime.InferenceSession(onnx.read_bytes())
+    by_onnx, flags = session.run(["logits", "reject"], {"images": images})
+    (run,) = [run for run in project.runs() if run.data.tags["kedro.run_id"] == exported]
+    (output,) = run.outputs.model_outputs
+    model = project.client().get_logged_model(output.model_id)
+    by_mlflow = mlflow.pyfunc.load_model(model.artifact_location).predict(images)
+    for other in (by_onnx, by_mlflow[:, :-1]):
+        np.testing.assert_allclose(other, logits, atol=1e-3)
+        assert (other.argmax(axis=1) == logits.argmax(axis=1)).all()
+    assert (flags == rejected).all()
+    assert (by_mlflow[:, -1] == rejected).all()
+    large = np.repeat(np.repeat(images[:5], 2, axis=2), 3, axis=3)
+    again = mlflow.pyfunc.load_model(model.artifact_location).predict(large)
+    np.testing.assert_allclose(again[:, :-1], hardened.predict(large)[0], atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_exported_net_is_the_defended_one_and_says_where_it_comes_from(
+    project, catalog, exported
+):
+    hardened = HardenedDataset(filepath=str(project.find("hardened.safetensors", exported))).load()
+    trained = catalog.load("defended_net")
+    assert hardened.net.stamp == trained.stamp
+    assert all(torch.equal(hardened.net.state[name], each) for name, each in trained.state.items())
+    info = catalog.load("dataset_info")
+    assert hardened.class_names == tuple(info["class_names"])
+    assert hardened.about["data"]["content_hash"] == info["content_hash"]
+    card = project.find("model_card.md", exported).read_text()
+    assert info["content_hash"] in card
+
+
+@pytest.mark.slow
+def test_predict_labels_files_and_folders(project, catalog, exported, tmp_path, monkeypatch):
+    images = catalog.load("images")[:6]
+    for number, image in enumerate(images[:5]):
+        Image.fromarray(image[0]).save(tmp_path / f"{number}.png")
+    alone = tmp_path / "alone" / "5.png"
+    alone.parent.mkdir()
+    Image.fromarray(images[5][0]).save(alone)
+    damaged = tmp_path / "alone" / "damaged.png"
+    damaged.write_bytes(alone.read_bytes()[:60])
+    monkeypatch.chdir(project.path)
+    good = [str(tmp_path / f"{number}.png") for number in range(5)]
+    result = CliRunner().invoke(cli, ["predict", *good, str(alone), "--format", "json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    hardened = HardenedDataset(filepath=str(project.find("hardened.safetensors", exported))).load()
+    logits, rejected = hardened.predict(images)
+    assert [each["file"] for each in told] == [*good, str(alone)]
+    names = [hardened.class_names[label] for label in logits.argmax(axis=1)]
+    assert [each["label"] for each in told] == names
+    assert [each["rejected"] for each in told] == rejected.tolist()
+    assert all(0 < each["probability"] <= 1 for each in told)
+    result = CliRunner().invoke(cli, ["predict", str(alone.parent), "--format", "json"])
+    assert result.exit_code == 1
+    assert len(json.loads(result.stdout)) == 1
+    assert f"{damaged} cannot be read" in result.stderr
+
+
+def test_predict_without_an_exported_net_says_how_to_get_one(other, tmp_path, monkeypatch):
+    monkeypatch.chdir(other.path)
+    result = CliRunner().invoke(cli, ["predict", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "kedro run --pipelines export" in result.stderr
 
 
 # --- no attack, and the truth --------------------------------------------------------

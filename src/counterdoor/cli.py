@@ -129,6 +129,63 @@ def components(form: str) -> None:
     _print_table(pd.DataFrame(rows), form)
 
 
+@cli.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--model",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A hardened.safetensors; without it the newest in this project.",
+)
+@click.option("--format", "form", type=FORMATS, default="table", help="How to print.")
+@readable
+def predict(paths: tuple[Path, ...], file: Path | None, form: str) -> None:
+    """Label image files, or all in a folder, with a net that `--pipelines export` has written.
+
+    `rejected` says that the class is another one without the stamp: such an image may carry a
+    trigger. Exit code 1 if a file could not be read.
+    """
+    import pandas as pd
+    import torch
+
+    from counterdoor.io import HardenedDataset
+    from counterdoor.sources.decoding import read_images
+    from counterdoor.sources.image_folder import files_below
+
+    chosen = file or _newest_hardened()
+    hardened = HardenedDataset(filepath=str(chosen)).load()
+    files = [each for path in paths for each in (files_below(path) if path.is_dir() else [path])]
+    items = [(str(each), each, row) for row, each in enumerate(files)]
+    read = read_images(items, len(items), hardened.form, on_corrupt="skip")
+    logits, rejected = hardened.predict(read.images_nchw)
+    shares = torch.from_numpy(logits).softmax(1).numpy()
+    best = logits.argmax(axis=1)
+    table = pd.DataFrame(
+        {
+            "file": [str(files[row]) for row in read.labels],
+            "label": [hardened.class_names[label] for label in best],
+            "probability": shares.max(axis=1, initial=0.0).astype(float),
+            "rejected": rejected,
+        }
+    )
+    _print_table(table, form)
+    for name, reason in read.rejected:
+        click.echo(f"{name} cannot be read: {reason}", err=True)
+    if read.rejected:
+        sys.exit(1)
+
+
+def _newest_hardened() -> Path:
+    found = _project_path().glob("data/06_models/**/hardened.safetensors/*/hardened.safetensors")
+    newest = max(found, key=lambda each: each.parent.name, default=None)
+    if newest is None:
+        raise ValueError(
+            "there is no exported net in this project: `kedro run --pipelines export` writes one "
+            "after a `kedro run` with the same parameters; or name a file with --model"
+        )
+    return newest
+
+
 @cli.command(name="attacks-page")
 @click.option(
     "--images",

@@ -123,3 +123,15 @@ class TrainParams(Config):
     """
 
     recipe: Recipe
+
+
+class ExportParams(Config):
+    """How the deployed net is written.
+
+    Attributes:
+        reject: whether the MLflow model gives a last column beside the logits, 1 for an image
+            whose class is another one without the stamp, and 0 else. The ONNX model always
+            has it as an output of its own.
+    """
+
+    reject: bool = False

@@ -5,11 +5,12 @@ from kedro.pipeline import Pipeline
 
 
 def register_pipelines() -> dict[str, Pipeline]:
-    """Every stage under its own name; ``__default__``, all of them; and ``ablation``.
+    """Every stage under its own name; ``__default__``, the experiment; and ``ablation``.
 
-    ``__default__`` is the experiment; ``ablation`` is the same, but shows the truth to
-    detector and labeler.
+    ``__default__`` is all stages but ``export``; ``ablation`` is the same, but shows the truth
+    to detector and labeler.
     """
     pipelines = find_pipelines(raise_errors=True)
-    stages = [pipeline for name, pipeline in pipelines.items() if name != "ablation"]
+    apart = ("ablation", "export")
+    stages = [pipeline for name, pipeline in pipelines.items() if name not in apart]
     return pipelines | {"__default__": sum(stages, Pipeline([]))}

@@ -32,6 +32,7 @@ from kedro.io import AbstractVersionedDataset, DataCatalog
 from kedro.pipeline import Pipeline
 
 from counterdoor.config import CHOICES as NAMED
+from counterdoor.hardened import Hardened
 from counterdoor.hooks import LIBRARY_LOGGER
 from counterdoor.models import TrainedNet
 
@@ -200,9 +201,12 @@ class TrackingHooks:
     def _tag_data(self, data: Mapping[str, Any]) -> None:
         self._mlflow.set_tags({f"data.{key}": str(value)[:5000] for key, value in data.items()})
 
-    def _log_model(self, name: str, dataset: Any, trained: TrainedNet) -> None:
+    def _log_model(self, name: str, dataset: Any, trained: TrainedNet | Hardened) -> None:
         try:
-            log_net(self._mlflow, name, trained)
+            if isinstance(trained, Hardened):
+                log_hardened(self._mlflow, name, trained)
+            else:
+                log_net(self._mlflow, name, trained)
         except self._mlflow.MlflowException:
             raise
         except Exception as error:  # whatever torch.export makes of somebody else's code
@@ -261,19 +265,39 @@ def commit_tags(project_path: Path) -> dict[str, str]:
 
 def log_net(mlflow: Any, name: str, trained: TrainedNet) -> None:
     """Log a net as MLflow model: plain uint8 images (N, C, H, W) in, logits out, no pickle."""
+    _log_torch(mlflow, name, trained.deployable(), trained.image_shape)
+
+
+def log_hardened(mlflow: Any, name: str, hardened: Hardened) -> None:
+    """As :func:`log_net`, for images of any height and width."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    channels, height, width = hardened.net.image_shape
+    columns = hardened.net.num_classes + hardened.reject_column
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, channels, -1, -1))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, columns))]),
+    )
+    shape = (channels, height + 1, width + 2)  # equal sizes would be taken for one
+    _log_torch(mlflow, name, hardened.served(), shape, signature=signature)
+
+
+def _log_torch(mlflow: Any, name: str, net: Any, shape: tuple[int, int, int], **more: Any) -> None:
     import numpy as np
     import torch
 
-    ramp = np.linspace(0, 255, 2 * math.prod(trained.image_shape)).astype(np.uint8)
-    example = ramp.reshape(2, *trained.image_shape)
+    ramp = np.linspace(0, 255, 2 * math.prod(shape)).astype(np.uint8)
     requirements = [f"torch=={torch.__version__.split('+')[0]}"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mlflow.pytorch.log_model(
-            trained.deployable(),
+            net,
             name=name,
-            input_example=example,
+            input_example=ramp.reshape(2, *shape),
             pip_requirements=requirements,
+            **more,
         )
 
 

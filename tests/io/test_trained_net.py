@@ -13,8 +13,10 @@ from kedro.io import DatasetError, Version
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from counterdoor.io import TrainedNetDataset
+from counterdoor.hardened import Hardened
+from counterdoor.io import BytesDataset, HardenedDataset, TrainedNetDataset
 from counterdoor.models import DigitsCNN, External, ResNet18, TrainedNet, build_net
+from counterdoor.sources.decoding import Form
 from counterdoor.stamp import Stamp
 
 SAVED = "2024-01-01T00.00.01.000Z"
@@ -255,3 +257,33 @@ def test_predictions_do_not_depend_on_the_batch(dataset, noise):
     one_by_one = torch.cat([logits(loaded, images[i : i + 1]) for i in range(11)])
     torch.testing.assert_close(logits(loaded, images), one_by_one, rtol=1e-4, atol=1e-5)
     assert np.isfinite(one_by_one.numpy()).all()
+
+
+@pytest.mark.parametrize("reject", [False, True])
+def test_a_hardened_net_comes_back_with_all_it_needs(tmp_path, noise, reject):
+    form = Form((12, 12), "L", "squash", (1, 2, 3))
+    about = {"data": {"content_hash": "abc"}, "figures": {"held_out_accuracy": 0.5}}
+    hardened = Hardened(net_of(noise(9), Stamp()), ("a", "b", "c", "d"), form, about, reject)
+    dataset = HardenedDataset(filepath=str(tmp_path / "hardened.safetensors"))
+    dataset.save(hardened)
+    loaded = dataset.load()
+    assert loaded.class_names == hardened.class_names
+    assert (loaded.form, loaded.about, loaded.reject_column) == (form, about, reject)
+    for made, wanted in zip(loaded.predict(noise(9)), hardened.predict(noise(9)), strict=True):
+        assert (made == wanted).all()
+
+
+def test_a_hardened_net_of_code_that_is_not_configured_is_refused(tmp_path, noise, their_nets):
+    model = External(**CODE)
+    hardened = Hardened(net_of(noise(9), model=model), tuple("abcd"), Form((12, 12), "L"))
+    path = str(tmp_path / "hardened.safetensors")
+    HardenedDataset(filepath=path, model=model.model_dump()).save(hardened)
+    assert HardenedDataset(filepath=path, model=model.model_dump()).load().class_names
+    with pytest.raises(DatasetError, match="Code is run only if the configuration asks for it"):
+        HardenedDataset(filepath=path).load()
+
+
+def test_bytes_come_back(tmp_path):
+    dataset = BytesDataset(filepath=str(tmp_path / "x.onnx"), version=Version(None, SAVED))
+    dataset.save(b"\x00\xffabc")
+    assert dataset.load() == b"\x00\xffabc"

@@ -1,6 +1,7 @@
 """Catalog data sets: versioned, written atomically, in formats that hold no executable code."""
 
 from counterdoor.io.atomic import (
+    BytesDataset,
     FigureDataset,
     JSONDataset,
     ParquetDataset,
@@ -8,11 +9,13 @@ from counterdoor.io.atomic import (
 )
 from counterdoor.io.images import ImagesDataset
 from counterdoor.io.tensors import CachedTensorsDataset, TensorsDataset
-from counterdoor.io.trained_net import TrainedNetDataset
+from counterdoor.io.trained_net import HardenedDataset, TrainedNetDataset
 
 __all__ = [
+    "BytesDataset",
     "CachedTensorsDataset",
     "FigureDataset",
+    "HardenedDataset",
     "ImagesDataset",
     "JSONDataset",
     "ParquetDataset",

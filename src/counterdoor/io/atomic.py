@@ -106,6 +106,18 @@ class TextDataset(AtomicSave, ReadableErrors, text.TextDataset):
     """Text (the HTML report), as :class:`kedro_datasets.text.TextDataset`, saved atomically."""
 
 
+class _BytesFile(LocalFile[bytes]):
+    def load(self) -> bytes:
+        return Path(self._get_load_path()).read_bytes()
+
+    def save(self, data: bytes) -> None:
+        Path(self._get_save_path()).write_bytes(data)
+
+
+class BytesDataset(AtomicSave, ReadableErrors, _BytesFile):
+    """Bytes as they are (an ONNX model)."""
+
+
 class _FigureFile(matplotlib.MatplotlibDataset):
     def save(self, data: Figure) -> None:
         # The parent closes every figure of the process.

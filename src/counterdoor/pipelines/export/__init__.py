@@ -1,0 +1,5 @@
+"""Stage *export*."""
+
+from counterdoor.pipelines.export.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,84 @@
+"""The stage that writes what is shipped."""
+
+import numpy as np
+import pytest
+import torch
+
+from counterdoor.hardened import Hardened, model_card
+from counterdoor.ledger import new_ledger
+from counterdoor.models import DigitsCNN, TrainedNet, build_net
+from counterdoor.params import (
+    DefenceParams,
+    DetectParams,
+    ExportParams,
+    IngestParams,
+    ModelParams,
+    RelabelParams,
+    TrainParams,
+)
+from counterdoor.pipelines.export.nodes import harden, write_card
+from counterdoor.stamp import Stamp
+
+INFO = {"class_names": ["a", "b", "c"], "content_hash": "abc", "n_train": 12}
+PARAMS = {
+    "ingest": IngestParams.model_validate(
+        {
+            "source": {"name": "image_folder", "path": "x", "image_mode": "L", "resize": "squash"},
+            "test_share": 0.2,
+            "trusted_share": 0.1,
+        }
+    ),
+    "model": ModelParams({"name": "digits_cnn"}),
+    "detect": DetectParams(detector={"name": "random"}, suspect_ratio=0.1),
+    "relabel": RelabelParams(labeler={"name": "drop"}, trusted_stamps=0),
+    "train": TrainParams(recipe={"epochs": 1, "batch_size": 8, "learning_rate": 0.1}),
+    "defence": DefenceParams({"name": "nab"}),
+}
+
+
+@pytest.fixture
+def case(noise):
+    images = noise(60)
+    model = DigitsCNN(width=3, hidden=8)
+    state = build_net(model, images, 3, seed=0, stream="x").state_dict()
+    net = TrainedNet.of(model, images, 3, state, Stamp(size=4, colour="white"))
+    ledger = new_ledger(np.arange(60) % 3, np.zeros(60, bool))[["sample_id", "label"]]
+    return {"net": net, "info": INFO, "test_images": images, "test_ledger": ledger, **PARAMS}
+
+
+@pytest.mark.parametrize("reject", [False, True])
+def test_the_net_goes_with_all_that_its_user_needs(case, reject):
+    hardened = harden(**case, export=ExportParams(reject=reject), seed=5)
+    assert isinstance(hardened, Hardened)
+    assert hardened.net is case["net"]
+    assert hardened.class_names == ("a", "b", "c")
+    form = hardened.form
+    assert (form.size, form.mode, form.resize) == ((12, 12), "L", "squash")
+    assert hardened.reject_column == reject
+    assert hardened.about["data"] == {"content_hash": "abc", "n_train": 12}
+    configuration = hardened.about["configuration"]
+    assert configuration["seed"] == 5
+    assert configuration["detect"]["detector"] == {"name": "random"}
+    assert set(configuration) == {"seed", *PARAMS}
+
+
+def test_it_is_measured_on_held_out_images(case):
+    figures = harden(**case, export=ExportParams(), seed=0).about["figures"]
+    with torch.inference_mode():
+        predicted = case["net"].deployable()(torch.tensor(case["test_images"])).argmax(1).numpy()
+    right = sum(
+        int(said == label)
+        for said, label in zip(predicted, case["test_ledger"]["label"], strict=True)
+    )
+    assert figures["held_out_accuracy"] == pytest.approx(right / 60)
+    assert 0 <= figures["held_out_rejected"] <= 1
+
+
+def test_labels_and_images_have_to_agree(case):
+    with pytest.raises(ValueError, match="ledger"):
+        harden(**case | {"test_images": case["test_images"][:5]}, export=ExportParams(), seed=0)
+
+
+def test_the_card_is_the_librarys(case):
+    hardened = harden(**case, export=ExportParams(), seed=0)
+    assert write_card(hardened) == model_card(hardened)
