@@ -93,6 +93,11 @@ def test_a_relative_path_is_one_within_the_project(tmp_path):
     assert told["params:ingest"].source.image_size == 8
     assert given.source.path == "data/images"
     assert told["params:ingest"].test_share == 0.2
+    assert told["params:ingest"].trusted_path is None
+    more = given.model_copy(update={"trusted_path": "data/verified"})
+    told = hooks.before_node_run({"params:ingest": more})["params:ingest"]
+    assert told.trusted_path == str(tmp_path / "data" / "verified")
+    assert told.source.path == str(tmp_path / "data" / "images")
 
 
 def test_other_paths_and_nodes_are_left_alone(tmp_path, monkeypatch):

@@ -17,7 +17,8 @@ class Resize(nn.Module):
     """Bicubic antialiased resampling, as the decoder of the training images does it.
 
     Two matrix products, so it can be exported with free height and width. An image of the
-    final size comes out unchanged.
+    final size comes out unchanged; others are within a level of the decoder's, but for the few
+    pixels that overshoot and are clipped between the two passes, whose order Pillow chooses.
 
     Source: Keys, "Cubic convolution interpolation for digital image processing" (1981), with
     a = -0.5; widened by the scale where images shrink, as in Pillow.

@@ -200,9 +200,13 @@ class PathHooks:
         source: Any = getattr(params, "source", None)
         if params is None or not hasattr(source, "path"):
             return None
-        path = self._project / Path(source.path).expanduser()
-        full = source.model_copy(update={"path": str(path)})
-        return {"params:ingest": params.model_copy(update={"source": full})}
+        full = source.model_copy(update={"path": self._in_full(source.path)})
+        trusted = params.trusted_path
+        paths = {"trusted_path": None if trusted is None else self._in_full(trusted)}
+        return {"params:ingest": params.model_copy(update={"source": full, **paths})}
+
+    def _in_full(self, path: str) -> str:
+        return str(self._project / Path(path).expanduser())
 
 
 class CheckpointHooks:

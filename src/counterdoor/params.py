@@ -1,8 +1,8 @@
 """The typed parameters of each stage, one model a parameters file."""
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import ConfigDict, Field, RootModel, field_validator
+from pydantic import ConfigDict, Field, RootModel, field_validator, model_validator
 
 from counterdoor.attacks import Attack
 from counterdoor.component import Config
@@ -24,11 +24,24 @@ class IngestParams(Config):
             the source has no test set of its own.
         trusted_share: share of each class of the training set that the defender
             has verified, in [0, 1).
+        trusted_path: where images lie that the defender has verified, in the source's
+            format; they join the training set and are the only trusted ones, so
+            ``trusted_share`` is not looked at. ``None`` if there are none.
     """
 
     source: Source
     test_share: float = Field(gt=0, lt=1)
     trusted_share: float = Field(ge=0, lt=1)
+    trusted_path: str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_path(self) -> Self:
+        if self.trusted_path is not None and "path" not in type(self.source).model_fields:
+            raise ValueError(
+                f"trusted_path is {self.trusted_path!r}, but source {self.source.name!r} reads no "
+                "path; take it out, or choose a source that does (image_folder, parquet)"
+            )
+        return self
 
 
 class AttackParams(RootModel[Attack]):

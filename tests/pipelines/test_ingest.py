@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from pydantic import ValidationError
 
 from counterdoor.params import IngestParams
 from counterdoor.pipelines.ingest.nodes import content_hash, ingest
@@ -257,3 +259,91 @@ def test_labels_outside_the_class_names_are_refused(given, wrong, part):
     getattr(data, part)[3] = wrong
     with pytest.raises(ValueError, match=r"there are 4 class names; labels must be 0\.\.K-1"):
         ingest(params(), 0)
+
+
+# --- trusted images from a path of their own -------------------------------------------
+
+
+def write_folder(folder, classes, size=6, seed=0):
+    """PNG files of noise, a folder a class; gives them back by class."""
+    generator = np.random.default_rng(seed)
+    made = {}
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True)
+        made[name] = generator.integers(0, 256, (count, size, size), dtype=np.uint8)
+        for number, image in enumerate(made[name]):
+            Image.fromarray(image).save(folder / name / f"{number:03}.png")
+    return made
+
+
+def folder_params(folder, trusted, **more):
+    source = {"name": "image_folder", "path": str(folder), "image_mode": "L", **more}
+    return IngestParams(
+        source=source, test_share=0.25, trusted_share=0.5, trusted_path=str(trusted)
+    )
+
+
+def test_trusted_images_join_the_training_set_and_are_the_only_trusted_ones(tmp_path):
+    write_folder(tmp_path / "all", {"ant": 8, "bee": 12, "cow": 4})
+    known = write_folder(tmp_path / "known", {"cow": 3, "ant": 2}, seed=1)
+    result = ingest(folder_params(tmp_path / "all", tmp_path / "known"), 0)
+    ledger, images = result["ledger"], result["images"]
+    assert len(images) == len(ledger) == 6 + 9 + 3 + 5
+    assert ledger["trusted"].tolist() == [False] * 18 + [True] * 5
+    assert ledger["label"].tolist()[18:] == [0, 0, 2, 2, 2]
+    np.testing.assert_array_equal(images[18:, 0], np.concatenate([known["ant"], known["cow"]]))
+    assert ledger["sample_id"].is_unique
+    assert result["info"]["n_trusted"] == 5
+    assert result["info"]["n_train"] == 23
+    assert len(result["test_images"]) == 2 + 3 + 1
+    plain = folder_params(tmp_path / "all", "x").model_copy(
+        update={"trusted_path": None, "trusted_share": 0.0}
+    )
+    alone = ingest(plain, 0)
+    np.testing.assert_array_equal(images[:18], alone["images"])
+    assert result["info"]["content_hash"] != alone["info"]["content_hash"]
+
+
+def test_both_parts_at_the_trusted_path_are_trusted(tmp_path):
+    write_folder(tmp_path / "all", {"ant": 8, "bee": 12})
+    write_folder(tmp_path / "known" / "train", {"ant": 2, "bee": 1}, seed=1)
+    write_folder(tmp_path / "known" / "test", {"bee": 3}, seed=2)
+    ledger = ingest(folder_params(tmp_path / "all", tmp_path / "known"), 0)["ledger"]
+    assert ledger["label"][ledger["trusted"]].tolist() == [0, 0, 1, 1, 1, 1]
+
+
+def test_damaged_trusted_files_are_listed_with_their_folder(tmp_path):
+    write_folder(tmp_path / "all", {"ant": 8, "bee": 12})
+    write_folder(tmp_path / "known", {"ant": 2}, seed=1)
+    (tmp_path / "known" / "ant" / "bad.png").write_bytes(b"x")
+    result = ingest(folder_params(tmp_path / "all", tmp_path / "known"), 0)
+    assert result["rejected"]["file"].tolist() == [f"{tmp_path / 'known'}/ant/bad.png"]
+    assert result["info"]["n_rejected"] == 1
+    assert result["info"]["n_trusted"] == 2
+
+
+def test_trusted_images_of_other_classes_are_refused(tmp_path):
+    write_folder(tmp_path / "all", {"ant": 8, "bee": 12})
+    write_folder(tmp_path / "known", {"ant": 2, "wasp": 2})
+    with pytest.raises(ValueError, match="have classes that the data has not: wasp; its classes"):
+        ingest(folder_params(tmp_path / "all", tmp_path / "known"), 0)
+
+
+def test_trusted_images_of_another_size_are_refused_unless_one_is_set(tmp_path):
+    write_folder(tmp_path / "all", {"ant": 8, "bee": 12})
+    write_folder(tmp_path / "known", {"ant": 2, "bee": 2}, size=9)
+    with pytest.raises(ValueError, match=r"set ingest\.source\.image_size"):
+        ingest(folder_params(tmp_path / "all", tmp_path / "known"), 0)
+    params = folder_params(tmp_path / "all", tmp_path / "known", image_size=5)
+    assert ingest(params, 0)["images"].shape[1:] == (1, 5, 5)
+
+
+def test_a_trusted_path_that_is_not_there_is_refused(tmp_path):
+    write_folder(tmp_path / "all", {"ant": 8, "bee": 12})
+    with pytest.raises(ValueError, match="nowhere cannot be read"):
+        ingest(folder_params(tmp_path / "all", tmp_path / "nowhere"), 0)
+
+
+def test_a_source_without_a_path_takes_no_trusted_path():
+    with pytest.raises(ValidationError, match="source 'digits' reads no path"):
+        IngestParams(source={"name": "digits"}, test_share=0.2, trusted_share=0, trusted_path="x")

@@ -26,11 +26,12 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
         ``info``: class names, shape, counts and content hash.
 
     Raises:
-        ValueError: if the source cannot be read, its labels and class names do
-            not agree, or a class has too few images to be split.
+        ValueError: if the source or the trusted images cannot be read, labels and class
+            names do not agree, or a class has too few images to be split.
     """
     data = params.source()
     _check(data)
+    known = _read_trusted(params, data) if params.trusted_path is not None else None
     images, labels = data.images_nchw, data.labels
     if data.test_images_nchw is None or data.test_labels is None:
         test_rows = stratified_rows(labels, params.test_share, numpy_generator(seed, "ingest/test"))
@@ -46,8 +47,15 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
                 "split; add images of it, or change ingest.test_share"
             )
     trusted = np.zeros(len(labels), dtype=bool)
-    generator = numpy_generator(seed, "ingest/trusted")
-    trusted[stratified_rows(labels, params.trusted_share, generator)] = True
+    rejected = data.rejected
+    if known is None:
+        generator = numpy_generator(seed, "ingest/trusted")
+        trusted[stratified_rows(labels, params.trusted_share, generator)] = True
+    else:
+        images = np.concatenate([images, known.images_nchw])
+        labels = np.concatenate([labels, known.labels])
+        trusted = np.arange(len(labels)) >= len(trusted)
+        rejected = (*rejected, *known.rejected)
     return {
         "images": images,
         "ledger": new_ledger(labels, trusted),
@@ -55,7 +63,7 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
         "test_ledger": new_ledger(test_labels, np.zeros(len(test_labels), bool))[
             ["sample_id", "label"]
         ],
-        "rejected": pd.DataFrame(data.rejected, columns=["file", "reason"], dtype="string"),
+        "rejected": pd.DataFrame(rejected, columns=["file", "reason"], dtype="string"),
         "info": {
             "source": params.source.name,
             "class_names": list(data.class_names),
@@ -63,10 +71,37 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
             "n_train": len(images),
             "n_test": len(test_images),
             "n_trusted": int(trusted.sum()),
-            "n_rejected": len(data.rejected),
+            "n_rejected": len(rejected),
             "content_hash": content_hash(images, labels, test_images, test_labels),
         },
     }
+
+
+def _read_trusted(params: IngestParams, data: ImageSet) -> ImageSet:
+    """All images at the trusted path, both parts as one, labelled by the data's class names.
+
+    Their rejected files are named with the path.
+    """
+    where = params.trusted_path
+    read: ImageSet = params.source.model_copy(update={"path": where})()
+    if unknown := sorted(set(read.class_names) - set(data.class_names)):
+        raise ValueError(
+            f"the trusted images in {where} have classes that the data has not: "
+            f"{', '.join(unknown)}; its classes are {', '.join(data.class_names)}. Rename them, or "
+            "take them out"
+        )
+    if read.images_nchw.shape[1:] != data.images_nchw.shape[1:]:
+        raise ValueError(
+            f"the trusted images in {where} have shape {read.images_nchw.shape[1:]} and the others "
+            f"{data.images_nchw.shape[1:]} (channels, height, width); set ingest.source.image_size"
+        )
+    images, labels = read.images_nchw, read.labels
+    if read.test_images_nchw is not None and read.test_labels is not None:
+        images = np.concatenate([images, read.test_images_nchw])
+        labels = np.concatenate([labels, read.test_labels])
+    place = np.array([data.class_names.index(name) for name in read.class_names])
+    rejected = tuple(each._replace(file=f"{where}/{each.file}") for each in read.rejected)
+    return ImageSet(images, place[labels], data.class_names, rejected=rejected)
 
 
 def content_hash(*arrays: np.ndarray) -> str:
