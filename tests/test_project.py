@@ -641,7 +641,7 @@ def test_file_onnx_and_mlflow_model_predict_the_same(project, catalog, exported)
     import mlflow
     import onnxruntime
 
-    images = catalog.load("images")[::3]
+    images = np.array(catalog.load("images")[::3])
     assert len(images) > 100
     hardened = HardenedDataset(filepath=str(project.find("hardened.safetensors", exported))).load()
     logits, rejected = hardened.predict(images)

@@ -15,28 +15,11 @@ column               added by     meaning
 True labels and poison flags are not here: they live in the oracle.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
 DROPPED = -1
 """Pseudo-label of a suspect that is left out of the training."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """A stratified split into training and test rows, with the trusted rows marked.
-
-    Attributes:
-        train_rows: int64, sorted.
-        test_rows: int64, sorted; empty where the source has its own test set.
-        trusted: bool, one flag per entry of ``train_rows``.
-    """
-
-    train_rows: np.ndarray
-    test_rows: np.ndarray
-    trusted: np.ndarray
 
 
 def stratified_rows(labels: np.ndarray, share: float, generator: np.random.Generator) -> np.ndarray:

@@ -293,6 +293,12 @@ def test_trusted_images_join_the_training_set_and_are_the_only_trusted_ones(tmp_
     assert ledger["label"].tolist()[18:] == [0, 0, 2, 2, 2]
     np.testing.assert_array_equal(images[18:, 0], np.concatenate([known["ant"], known["cow"]]))
     assert ledger["sample_id"].is_unique
+    files = result["files"]
+    assert files["sample_id"].tolist() == ledger["sample_id"].tolist()
+    for row, file in zip(images[:18], files["file"][:18], strict=True):
+        np.testing.assert_array_equal(row[0], np.asarray(Image.open(tmp_path / "all" / file)))
+    for row, file in zip(images[18:], files["file"][18:], strict=True):
+        np.testing.assert_array_equal(row[0], np.asarray(Image.open(file)))
     assert result["info"]["n_trusted"] == 5
     assert result["info"]["n_train"] == 23
     assert len(result["test_images"]) == 2 + 3 + 1
@@ -310,6 +316,13 @@ def test_both_parts_at_the_trusted_path_are_trusted(tmp_path):
     write_folder(tmp_path / "known" / "test", {"bee": 3}, seed=2)
     ledger = ingest(folder_params(tmp_path / "all", tmp_path / "known"), 0)["ledger"]
     assert ledger["label"][ledger["trusted"]].tolist() == [0, 0, 1, 1, 1, 1]
+
+
+def test_images_without_files_are_told_by_their_row_in_the_source(given):
+    data = given(image_set())
+    result = ingest(params(), 0)
+    for image, file in zip(result["images"], result["files"]["file"], strict=True):
+        assert rows_of(data.images_nchw)[int(file.removeprefix("image "))] == image[0, 0, 0]
 
 
 def test_damaged_trusted_files_are_listed_with_their_folder(tmp_path):

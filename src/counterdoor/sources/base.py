@@ -28,6 +28,8 @@ class ImageSet:
         test_images_nchw: as ``images_nchw``, or ``None``.
         test_labels: as ``labels``, or ``None``.
         rejected: files that could not be read and are left out, of both parts.
+        files: what each of ``images_nchw`` was read from, below the source's path; ``None``
+            where images are not told apart by name.
     """
 
     images_nchw: np.ndarray
@@ -36,6 +38,7 @@ class ImageSet:
     test_images_nchw: np.ndarray | None = None
     test_labels: np.ndarray | None = None
     rejected: tuple[Rejected, ...] = ()
+    files: tuple[str, ...] | None = None
 
 
 class SourceBase(Component):
@@ -116,8 +119,10 @@ def image_set(names: tuple[str, ...], train: Decoded, test: Decoded | None) -> I
             )
         if not len(decoded.labels):
             raise ValueError(f"there are no {part} images; check ingest.source.path")
+    files = tuple(train.names)
     if test is None:
-        return ImageSet(train.images_nchw, train.labels, names, rejected=tuple(train.rejected))
+        rejected = tuple(train.rejected)
+        return ImageSet(train.images_nchw, train.labels, names, rejected=rejected, files=files)
     if train.images_nchw.shape[1:] != test.images_nchw.shape[1:]:
         raise ValueError(
             f"training and test images differ in size: {train.images_nchw.shape[1:]} and "
@@ -130,4 +135,5 @@ def image_set(names: tuple[str, ...], train: Decoded, test: Decoded | None) -> I
         test.images_nchw,
         test.labels,
         (*train.rejected, *test.rejected),
+        files,
     )

@@ -91,12 +91,14 @@ class Decoded:
     Attributes:
         images_nchw: uint8, shape (N, C, H, W), in [0, 255].
         labels: int64, shape (N,).
+        names: of the images.
         rejected: what was left out, in order.
         rejected_labels: the label of each of those.
     """
 
     images_nchw: np.ndarray
     labels: np.ndarray
+    names: list[str] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     rejected_labels: list[int] = field(default_factory=list)
 
@@ -143,6 +145,7 @@ def read_images(
             if good and len(good) < len(window):
                 places[: len(good)] = places[good]
             labels[kept : kept + len(good)] = [window[row][2] for row in good]
+            result.names += [window[row][0] for row in good]
             kept += len(good)
     if result.rejected:
         logger.warning(

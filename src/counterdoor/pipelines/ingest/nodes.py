@@ -22,7 +22,8 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
     Returns:
         ``images`` and ``test_images``, uint8 (N, C, H, W); ``ledger`` with
         ``sample_id``, ``label``, ``trusted``; ``test_ledger`` with ``sample_id``,
-        ``label``; ``rejected`` with ``file`` and ``reason``, what the source left out;
+        ``label``; ``files`` with ``sample_id`` and ``file``, where each training image was
+        read; ``rejected`` with ``file`` and ``reason``, what the source left out;
         ``info``: class names, shape, counts and content hash.
 
     Raises:
@@ -33,9 +34,11 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
     _check(data)
     known = _read_trusted(params, data) if params.trusted_path is not None else None
     images, labels = data.images_nchw, data.labels
+    files = np.array(data.files or [f"image {row}" for row in range(len(images))], dtype=object)
     if data.test_images_nchw is None or data.test_labels is None:
         test_rows = stratified_rows(labels, params.test_share, numpy_generator(seed, "ingest/test"))
         test_labels, labels = labels[test_rows], np.delete(labels, test_rows)
+        files = np.delete(files, test_rows)
         images, test_images = _split(images, test_rows)
     else:
         test_images, test_labels = data.test_images_nchw, data.test_labels
@@ -54,6 +57,7 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
     else:
         images = np.concatenate([images, known.images_nchw])
         labels = np.concatenate([labels, known.labels])
+        files = np.concatenate([files, known.files or []])
         trusted = np.arange(len(labels)) >= len(trusted)
         rejected = (*rejected, *known.rejected)
     return {
@@ -63,6 +67,9 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
         "test_ledger": new_ledger(test_labels, np.zeros(len(test_labels), bool))[
             ["sample_id", "label"]
         ],
+        "files": pd.DataFrame(
+            {"sample_id": np.arange(len(files)), "file": pd.array(files, dtype="string")}
+        ),
         "rejected": pd.DataFrame(rejected, columns=["file", "reason"], dtype="string"),
         "info": {
             "source": params.source.name,
@@ -95,13 +102,15 @@ def _read_trusted(params: IngestParams, data: ImageSet) -> ImageSet:
             f"the trusted images in {where} have shape {read.images_nchw.shape[1:]} and the others "
             f"{data.images_nchw.shape[1:]} (channels, height, width); set ingest.source.image_size"
         )
-    images, labels = read.images_nchw, read.labels
+    images, labels, files = read.images_nchw, read.labels, read.files or ()
     if read.test_images_nchw is not None and read.test_labels is not None:
         images = np.concatenate([images, read.test_images_nchw])
         labels = np.concatenate([labels, read.test_labels])
+        files = (*files, *(f"test image {row}" for row in range(len(read.test_labels))))
     place = np.array([data.class_names.index(name) for name in read.class_names])
     rejected = tuple(each._replace(file=f"{where}/{each.file}") for each in read.rejected)
-    return ImageSet(images, place[labels], data.class_names, rejected=rejected)
+    named = tuple(f"{where}/{file}" for file in files)
+    return ImageSet(images, place[labels], data.class_names, rejected=rejected, files=named)
 
 
 def content_hash(*arrays: np.ndarray) -> str:

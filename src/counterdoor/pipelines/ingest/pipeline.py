@@ -18,6 +18,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "ledger": "clean_ledger",
                     "test_images": "test_images",
                     "test_ledger": "test_ledger",
+                    "files": "files",
                     "rejected": "rejected_files",
                     "info": "dataset_info",
                     "timing": "ingest_timing",
