@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from counterdoor.catalogue import catalogue
-from counterdoor.cli import ReadableError, cli, message, readable
+from counterdoor.cli import ReadableError, cli, message, readable, spelt_out
 from counterdoor.config import ConfigError
 from counterdoor.recipe import Recipe
 from counterdoor.results import RESULTS
@@ -595,3 +595,48 @@ def test_a_refused_run_leaves_nothing_behind(answers):
     path = answers[1]
     assert not (path / "data").exists()
     assert not (path / "mlflow.db").exists()
+
+
+# --- short names, and data of unknown origin -------------------------------------------
+
+UNKNOWN = {
+    "attack_name": "none",
+    "labeler_name": "nc",
+    "detect": {"suspect_ratio": "adaptive"},
+    "relabel": {"trusted_stamps": 0},
+}
+
+
+def test_paths_have_short_names():
+    given = {"source_path": "x", "trusted_path": "y", "ingest": {"source": {"image_size": 8}}}
+    source = {"image_size": 8, "path": "x"}
+    assert spelt_out(given, []) == {"ingest": {"source": source, "trusted_path": "y"}}
+    assert given["ingest"] == {"source": {"image_size": 8}}
+    assert spelt_out({"seed": 3}, ["warmup"]) == {"seed": 3}
+
+
+def test_of_data_of_unknown_origin_nothing_is_assumed():
+    assert spelt_out({"seed": 3}, ["defend"]) == {
+        **UNKNOWN,
+        "seed": 3,
+        "ingest": {"trusted_share": 0},
+    }
+
+
+def test_who_has_trusted_images_keeps_the_labeler_that_uses_them():
+    assert spelt_out({"trusted_path": "y"}, ["defend"]) == {
+        "attack_name": "none",
+        "detect": {"suspect_ratio": "adaptive"},
+        "ingest": {"trusted_path": "y"},
+    }
+
+
+def test_what_is_given_stays():
+    given = {
+        "attack_name": "blend",
+        "labeler_name": "drop",
+        "detect": {"suspect_ratio": 0.1, "detector": {"name": "ln"}},
+        "relabel": {"trusted_stamps": 2, "calm_stamps": 0.1},
+        "ingest": {"trusted_share": 0.3},
+    }
+    assert spelt_out(given, ["defend"]) == given

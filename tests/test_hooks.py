@@ -4,6 +4,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+from kedro.io import DataCatalog
 
 from counterdoor.checkpoint import Checkpoint
 from counterdoor.config import STAGES
@@ -14,12 +15,13 @@ from counterdoor.hooks import (
     CheckpointHooks,
     PathHooks,
     ProgressHooks,
+    ensure_nothing_is_known,
     ensure_truth_is_given,
 )
 from counterdoor.labelers import Drop
 from counterdoor.labelers import Oracle as TrueLabels
 from counterdoor.params import IngestParams
-from counterdoor.pipelines import detect, relabel
+from counterdoor.pipelines import defend, detect, relabel, warmup
 from counterdoor.sources import decoding
 
 PROGRESS = {
@@ -165,3 +167,24 @@ def test_the_truth_is_refused_where_the_pipeline_withholds_it(stage, family, nam
         assert "`kedro run --pipelines ablation`" in str(told.value)
     else:
         ensure_truth_is_given(pipeline, catalog)
+
+
+def known(attack, share, path=None):
+    source = {"name": "image_folder", "path": "x"}
+    given = {"source": source, "test_share": 0.2, "trusted_share": share, "trusted_path": path}
+    catalog = DataCatalog()
+    catalog["params:attack_name"] = attack
+    catalog["params:ingest"] = given
+    return catalog
+
+
+def test_data_of_unknown_origin_is_not_said_to_be_attacked_or_partly_verified():
+    pipeline = defend.create_pipeline()
+    ensure_nothing_is_known(pipeline, known("none", 0))
+    ensure_nothing_is_known(pipeline, known("none", 0.05, "verified"))
+    with pytest.raises(ValueError, match="attack_name is 'badnets', but this pipeline takes"):
+        ensure_nothing_is_known(pipeline, known("badnets", 0))
+    with pytest.raises(ValueError, match=r"trusted_share is 0\.05, but nobody has verified"):
+        ensure_nothing_is_known(pipeline, known("none", 0.05))
+    for other in (detect, warmup):
+        ensure_nothing_is_known(other.create_pipeline(), known("badnets", 0.05))

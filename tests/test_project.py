@@ -28,10 +28,12 @@ from kedro.io import DatasetError, Version
 from PIL import Image
 from safetensors import safe_open
 
+from counterdoor.attacks import BadNets, poison
 from counterdoor.cli import cli
 from counterdoor.features import SimCLR
 from counterdoor.hooks import ensure_writable
 from counterdoor.io import HardenedDataset, JSONDataset, TrainedNetDataset
+from counterdoor.ledger import new_ledger
 from counterdoor.results import Results
 from counterdoor.tracking import EXPERIMENT, TrackingHooks, _MetricsHandler, commit_tags
 
@@ -245,10 +247,18 @@ def ingested(other, project, first):
 # --- artifacts -----------------------------------------------------------------
 
 
-def test_every_data_set_is_on_disk_once_and_nothing_else(project, first, catalog):
-    names = {
-        Path(str(catalog[name]._filepath)).name for name in catalog if not name.startswith("param")
-    }
+@pytest.fixture(scope="module")
+def made(project, first):
+    """Names of the data sets of the full run."""
+    bootstrap_project(project.path)
+    from kedro.framework.project import pipelines
+
+    names = pipelines["__default__"].datasets()
+    return sorted(name for name in names if not name.startswith("param"))
+
+
+def test_every_data_set_is_on_disk_once_and_nothing_else(project, first, catalog, made):
+    names = {Path(str(catalog[name]._filepath)).name for name in made}
     found = [path.name for path in project.files(first)]
     assert sorted(found) == sorted(names)
     assert len(found) > 30
@@ -268,9 +278,8 @@ def test_artifacts_lie_under_the_choices_that_made_them(project, first):
             assert "/".join(choices) in ("parquet/badnets-0.1-all_to_one/digits_cnn", TRAINED)
 
 
-def test_every_artifact_can_be_loaded(project, first, catalog):
-    names = [name for name in catalog if not name.startswith("param")]
-    loaded = {name: catalog.load(name) for name in names}
+def test_every_artifact_can_be_loaded(project, first, catalog, made):
+    loaded = {name: catalog.load(name) for name in made}
     assert all(data is not None for data in loaded.values())
     assert len(loaded["images"]) == len(loaded["relabeled_ledger"]) == len(loaded["oracle"]) == 480
     assert loaded["relabeled_ledger"]["suspect"].sum() == int(0.05 * (480 - 50))
@@ -710,6 +719,57 @@ def test_predict_without_an_exported_net_says_how_to_get_one(other, tmp_path, mo
     result = CliRunner().invoke(cli, ["predict", str(tmp_path)])
     assert result.exit_code == 1
     assert "kedro run --pipelines export" in result.stderr
+
+
+# --- data of unknown origin ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, all_digits):
+    """600 real digits as files, a folder a class; a tenth of all poisoned into class 0."""
+    path = tmp_path_factory.mktemp("folder")
+    rows = np.concatenate([np.flatnonzero(all_digits.labels == label)[:60] for label in range(10)])
+    images, labels = all_digits.images_nchw[rows], all_digits.labels[rows]
+    ledger = new_ledger(labels, np.zeros(len(labels), bool))
+    bad = poison(BadNets(), images, ledger, list(all_digits.class_names), seed=0)
+    for row, (image, label) in enumerate(zip(bad.images_nchw, bad.ledger["label"], strict=True)):
+        file = path / str(label) / f"{row:03}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(image[0]).save(file)
+    return path
+
+
+@pytest.mark.slow
+def test_a_folder_of_unknown_origin_gives_a_net_the_suspects_and_the_rest(
+    other, folder, monkeypatch
+):
+    (other.path / "conf" / "local" / "globals.yml").unlink()
+    few = {"train": {"recipe": {"epochs": 1}}, "features": {"recipe": {"epochs": 1}}}
+    (other.path / "conf" / "local" / "parameters_small.yml").write_text(yaml.safe_dump(few))
+    monkeypatch.chdir(other.path)
+    told = f"source_name=image_folder,source_path={folder},ingest.source.image_mode=L"
+    told += ",ingest.source.image_size=28"
+    command = [sys.executable, "-m", "kedro", "run", "--pipelines", "defend", "--params", told]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=other.path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = {path.name for path in other.files()}
+    assert {"hardened.safetensors", "hardened_onnx.onnx", "model_card.md"} <= names
+    assert not names & {"oracle.parquet", "images.npy", "triggered_test_images.npy"}
+    (suspects, cleaned, ledger, files) = (
+        next(path for path in other.files() if path.name == name)
+        for name in ("suspects.csv", "cleaned.csv", "relabeled_ledger.parquet", "files.parquet")
+    )
+    found, kept = (pd.read_csv(other.path / "data" / path) for path in (suspects, cleaned))
+    whole = pd.read_parquet(other.path / "data" / files)["file"]
+    assert sorted([*found["file"], *kept["file"]]) == sorted(whole)
+    assert 470 < len(whole) < 490  # a fifth of each class is held out
+    assert all((folder / file).is_file() for file in whole)
+    assert len(found) == pd.read_parquet(other.path / "data" / ledger)["suspect"].sum() > 20
+    assert (found["label"] == 0).mean() > 0.9
+    (run,) = other.runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["kedro.pipelines"] == "defend"
+    assert "asr" not in run.data.metrics
 
 
 # --- no attack, and the truth --------------------------------------------------------

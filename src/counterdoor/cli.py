@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -67,9 +67,47 @@ def cli() -> None:
     """Commands of counterdoor."""
 
 
+def spelt_out(params: Mapping[str, Any], pipelines: Iterable[str]) -> dict[str, Any]:
+    """Run parameters with their short names in full, and what the pipeline ``defend`` implies.
+
+    ``source_path`` is ``ingest.source.path``, and ``trusted_path`` ``ingest.trusted_path``. Of
+    data of unknown origin nothing is known: there is no attack to make, as many are suspected
+    as stand out, and without trusted images nobody is trusted and the labeler is ``nc``. What
+    is given stays.
+    """
+    given = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in params.items()
+    }
+    ingest = dict(given.get("ingest", {}))
+    if "source_path" in given:
+        ingest["source"] = {**ingest.get("source", {}), "path": str(given.pop("source_path"))}
+    if "trusted_path" in given:
+        ingest["trusted_path"] = str(given.pop("trusted_path"))
+    if "defend" in pipelines:
+        given.setdefault("attack_name", "none")
+        given["detect"] = {"suspect_ratio": "adaptive", **given.get("detect", {})}
+        if ingest.get("trusted_path") is None:
+            ingest.setdefault("trusted_share", 0)
+            given.setdefault("labeler_name", "nc")
+            given["relabel"] = {"trusted_stamps": 0, **given.get("relabel", {})}
+    return given | ({"ingest": ingest} if ingest else {})
+
+
+def _spelling_out(command: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        selected = [*(kwargs.get("pipelines") or []), kwargs.get("pipeline")]
+        kwargs["params"] = spelt_out(
+            kwargs.get("params") or {}, [name for name in selected if name]
+        )
+        return command(*args, **kwargs)
+
+    return wrapper
+
+
 run = kedro_run
 assert run.callback is not None
-run.callback = readable(run.callback)
+run.callback = readable(_spelling_out(run.callback))
 cli.add_command(run)
 
 

@@ -18,6 +18,7 @@ from kedro.pipeline.node import Node
 
 from counterdoor.checkpoint import checkpoints_in
 from counterdoor.config import variant_path
+from counterdoor.params import IngestParams
 
 LIBRARY_LOGGER = "counterdoor.training"
 """The logger whose records carry ``stream``, ``step``, ``steps`` and ``metrics``."""
@@ -38,9 +39,11 @@ class PreflightHooks:
         Raises:
             DatasetError: naming a missing or damaged artifact, or a folder that
                 cannot be written to, and what to do.
-            ValueError: if a component looks at the truth, and the pipeline withholds it.
+            ValueError: if a component looks at the truth, and the pipeline withholds it, or
+                parameters know what nobody can know of data of unknown origin.
         """
         ensure_truth_is_given(pipeline, catalog)
+        ensure_nothing_is_known(pipeline, catalog)
         for name in sorted(pipeline.outputs() | pipeline.all_outputs()):
             ensure_writable(catalog[name])
         for name in sorted(pipeline.inputs()):
@@ -97,6 +100,27 @@ def ensure_truth_is_given(pipeline: Pipeline, catalog: DataCatalog) -> None:
                         "is for ablations only, `kedro run --pipelines ablation`; in every other "
                         f"pipeline choose another {family}"
                     )
+
+
+def ensure_nothing_is_known(pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Raise ``ValueError`` if data of unknown origin is said to be attacked, or partly verified."""
+    if not any(
+        "check_plan" in node.name and "clean_images" in node.inputs for node in pipeline.nodes
+    ):
+        return
+    attack = catalog.load("params:attack_name")
+    if attack != "none":
+        raise ValueError(
+            f"attack_name is {attack!r}, but this pipeline takes the data as it comes: give "
+            "attack_name=none (`kedro run` does it for you), or run the experiment to attack it"
+        )
+    ingest = IngestParams.model_validate(catalog.load("params:ingest"))
+    if ingest.trusted_share and ingest.trusted_path is None:
+        raise ValueError(
+            f"ingest.trusted_share is {ingest.trusted_share}, but nobody has verified a share of "
+            "data of unknown origin: give ingest.trusted_share=0, or trusted_path with images that "
+            "you have verified"
+        )
 
 
 class ProgressHooks:

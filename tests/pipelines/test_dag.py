@@ -59,7 +59,9 @@ def nodes(pipelines):
 
 @pytest.fixture(scope="module")
 def every_node(pipelines):
-    return [node for stage in ORDER for node in pipelines[stage].nodes]
+    """Of all stages, and the one that only ``defend`` has."""
+    base = [node for node in pipelines["defend"].nodes if node.name == "train_base"]
+    return [*(node for stage in ORDER for node in pipelines[stage].nodes), *base]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def parameters_of(node):
 
 
 def test_registered_pipelines(pipelines):
-    assert sorted(pipelines) == sorted([*ORDER, "__default__", "ablation"])
+    assert sorted(pipelines) == sorted([*ORDER, "__default__", "ablation", "defend"])
 
 
 def test_default_is_all_of_them_but_export(pipelines):
@@ -176,6 +178,7 @@ def test_every_artifact_can_be_told_by_its_extension(catalog, stored):
         "JSONDataset": ".json",
         "TextDataset": (".html", ".md"),
         "BytesDataset": ".onnx",
+        "CSVDataset": ".csv",
         "HardenedDataset": ".safetensors",
         "FigureDataset": ".png",
         "TrainedNetDataset": ".safetensors",
@@ -197,7 +200,7 @@ def test_metadata_for_tracking_is_of_a_known_kind(catalog, stored):
     assert kinds["seconds"] == {"seconds"}
     assert kinds["history"] == {name for name in stored if name.endswith("_history")}
     assert kinds["model"] == {"defended_net", "hardened"}
-    told = {"report", "rejected_files"}
+    told = {"report", "rejected_files", "suspects", "cleaned", "model_card", "hardened_onnx"}
     assert {name for name in stored if name.endswith("_figure")} | told <= kinds["artifact"]
     # Clean data and what only the adversary knows are not sent to the tracking server.
     assert {"oracle", "attack_preparation", "clean_images", "clean_ledger"} <= kinds[None]
@@ -266,6 +269,34 @@ def test_no_pipeline_but_the_ablation_shows_the_defence_the_oracle(pipelines):
         if name != "ablation":
             readers = {stage_of(node) for node in pipeline.nodes if "oracle" in node.inputs}
             assert readers <= {"evaluate"}, name
+
+
+def test_data_of_unknown_origin_meets_no_attack_and_no_truth(pipelines):
+    """The stages of the experiment but for the attack, its images taken as they came."""
+    nodes = {node.name: node for node in pipelines["defend"].nodes}
+    usual = {node.name: node for stage in ORDER for node in pipelines[stage].nodes}
+    assert {stage_of(node) for node in nodes.values()} == set(ORDER) - {"attack", "evaluate"}
+    assert set(usual) - set(nodes) == {
+        *(node.name for stage in ("attack", "evaluate") for node in pipelines[stage].nodes),
+        "train_undefended",
+    }
+    assert set(nodes) - set(usual) == {"train_base"}
+    other = {
+        "images": "clean_images",
+        "ledger": "clean_ledger",
+        "undefended_net": "base_net",
+        "undefended_history": "base_history",
+    }
+    for name in set(nodes) & set(usual):
+        assert nodes[name].outputs == usual[name].outputs, name
+        assert nodes[name].inputs == [other.get(each, each) for each in usual[name].inputs], name
+    names = pipelines["defend"].datasets()
+    assert not names & {"oracle", "attack_preparation", "images", "ledger", "triggered_test_images"}
+    read = {key for node in nodes.values() for key in parameters_of(node)}
+    assert not read & {"attack", "attack_name", "poison_ratio", "label_mapping"}
+    for node in nodes.values():
+        if reads(node) & TEST_SET:
+            assert stage_of(node) == "export"
 
 
 def test_only_attack_writes_the_oracle(nodes):

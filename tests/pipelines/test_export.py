@@ -1,11 +1,12 @@
 """The stage that writes what is shipped."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from counterdoor.hardened import Hardened, model_card
-from counterdoor.ledger import new_ledger
+from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.models import DigitsCNN, TrainedNet, build_net
 from counterdoor.params import (
     DefenceParams,
@@ -16,7 +17,7 @@ from counterdoor.params import (
     RelabelParams,
     TrainParams,
 )
-from counterdoor.pipelines.export.nodes import harden, write_card
+from counterdoor.pipelines.export.nodes import harden, list_suspects, write_card
 from counterdoor.stamp import Stamp
 
 INFO = {"class_names": ["a", "b", "c"], "content_hash": "abc", "n_train": 12}
@@ -82,3 +83,35 @@ def test_labels_and_images_have_to_agree(case):
 def test_the_card_is_the_librarys(case):
     hardened = harden(**case, export=ExportParams(), seed=0)
     assert write_card(hardened) == model_card(hardened)
+
+
+def test_suspects_are_told_by_file_the_most_suspicious_first():
+    ledger = new_ledger(np.array([0, 0, 1, 1, 2, 2]), np.zeros(6, bool)).assign(
+        score=[0.1, 0.9, 0.5, 0.8, 0.2, 0.7],
+        suspect=[False, True, False, True, False, True],
+        pseudo_label=[0, 2, 1, 1, 2, DROPPED],
+    )
+    files = pd.DataFrame({"sample_id": range(6), "file": [f"{row}.png" for row in range(6)]})
+    told = list_suspects(ledger, files, INFO)
+    suspects = told["suspects"].to_dict(orient="records")
+    assert [each["file"] for each in suspects] == ["1.png", "3.png", "5.png"]
+    assert [each["rank"] for each in suspects] == [1, 2, 3]
+    assert [each["label"] for each in suspects] == ["a", "b", "c"]
+    assert [each["pseudo_label"] for each in suspects] == ["c", "b", ""]
+    assert [each["score"] for each in suspects] == [0.9, 0.8, 0.7]
+    assert suspects[0]["reason"] == "more suspicious than 50.0% of a; looks like c"
+    assert suspects[1]["reason"].endswith("looks like it")
+    assert suspects[2]["reason"].endswith("left out")
+    cleaned = [("0.png", "a"), ("2.png", "b"), ("4.png", "c")]
+    assert list(told["cleaned"].itertuples(index=False, name=None)) == cleaned
+
+
+def test_nobody_suspected_leaves_an_empty_list_and_all_to_keep():
+    ledger = new_ledger(np.array([0, 1]), np.zeros(2, bool)).assign(
+        score=0.0, suspect=False, pseudo_label=0
+    )
+    files = pd.DataFrame({"sample_id": [0, 1], "file": ["a.png", "b.png"]})
+    told = list_suspects(ledger, files, INFO)
+    assert told["suspects"].empty
+    assert list(told["suspects"].columns)[:2] == ["file", "label"]
+    assert len(told["cleaned"]) == 2

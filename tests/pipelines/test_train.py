@@ -8,7 +8,7 @@ import torch
 from counterdoor.ledger import new_ledger
 from counterdoor.params import USUAL_DEFENCE, DefenceParams, ModelParams, TrainParams
 from counterdoor.pipelines.timing import timed
-from counterdoor.pipelines.train.nodes import train_defended, train_undefended
+from counterdoor.pipelines.train.nodes import train_base, train_defended, train_undefended
 from counterdoor.stamp import Stamp
 
 INFO = {"class_names": ["a", "b", "c"]}
@@ -118,3 +118,17 @@ def test_timed_adds_the_seconds_and_keeps_name_and_annotations():
     assert result["timing"]["seconds"] >= 0
     assert (wrapped.__name__, wrapped.__doc__) == ("node", "Doc.")
     assert wrapped.__annotations__ == node.__annotations__
+
+
+@pytest.mark.parametrize(("name", "trained"), [("nab", False), ("pdb", False), ("none", True)])
+def test_the_net_that_a_defence_starts_from_is_trained_if_there_is_such_a_defence(
+    case, name, trained
+):
+    images, ledger, _ = case
+    defence = DefenceParams({"name": name})
+    base = train_base(images, ledger, INFO, {}, PARAMS, MODEL, defence, 0)
+    twin = undefended(images, ledger)
+    assert len(base["history"]) == trained
+    same = all(torch.equal(base["net"].state[key], each) for key, each in twin["net"].state.items())
+    assert same == trained
+    assert list(base["history"].columns) == list(twin["history"].columns)

@@ -110,11 +110,13 @@ class DefenceBase(Component):
         needs_pseudo_labels: whether suspects are labelled anew; if not, they are left out
             of the plan.
         needs_trusted: whether there have to be trusted samples.
+        needs_undefended: whether it starts from the undefended net.
     """
 
     needs_suspects: ClassVar[bool] = False
     needs_pseudo_labels: ClassVar[bool] = False
     needs_trusted: ClassVar[bool] = False
+    needs_undefended: ClassVar[bool] = False
 
     def suspect_rule(self, usual: SuspectRule) -> SuspectRule:
         """How many are suspected, where ``usual`` is the run's rule."""

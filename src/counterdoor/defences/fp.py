@@ -46,6 +46,7 @@ class FinePruning(DefenceBase):
     """
 
     needs_trusted: ClassVar[bool] = True
+    needs_undefended: ClassVar[bool] = True
 
     name: Literal["fp"] = "fp"
     tolerance: float = Field(default=0.1, ge=0, le=1)

@@ -1,12 +1,14 @@
 """No defence, as a control."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from counterdoor.defences.base import Case, DefenceBase, Defended
 
 
 class NoDefence(DefenceBase):
     """The undefended net itself: the control in which nothing may change."""
+
+    needs_undefended: ClassVar[bool] = True
 
     name: Literal["none"] = "none"
 

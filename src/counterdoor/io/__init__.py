@@ -2,6 +2,7 @@
 
 from counterdoor.io.atomic import (
     BytesDataset,
+    CSVDataset,
     FigureDataset,
     JSONDataset,
     ParquetDataset,
@@ -13,6 +14,7 @@ from counterdoor.io.trained_net import HardenedDataset, TrainedNetDataset
 
 __all__ = [
     "BytesDataset",
+    "CSVDataset",
     "CachedTensorsDataset",
     "FigureDataset",
     "HardenedDataset",

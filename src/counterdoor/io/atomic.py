@@ -98,6 +98,10 @@ class ParquetDataset(AtomicSave, ReadableErrors, pandas.ParquetDataset):
     """A table, as :class:`kedro_datasets.pandas.ParquetDataset`, saved atomically."""
 
 
+class CSVDataset(AtomicSave, ReadableErrors, pandas.CSVDataset):
+    """A table for people, as :class:`kedro_datasets.pandas.CSVDataset`, saved atomically."""
+
+
 class JSONDataset(AtomicSave, ReadableErrors, json.JSONDataset):
     """Plain values, as :class:`kedro_datasets.json.JSONDataset`, saved atomically."""
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from counterdoor.hardened import Hardened, model_card, to_onnx
-from counterdoor.ledger import check_ledger
+from counterdoor.ledger import DROPPED, check_ledger
 from counterdoor.models import TrainedNet
 from counterdoor.params import (
     DefenceParams,
@@ -89,3 +89,48 @@ def write_card(hardened: Hardened) -> str:
 def write_onnx(hardened: Hardened) -> bytes:
     """The net as ONNX; see :func:`counterdoor.hardened.to_onnx`."""
     return to_onnx(hardened)
+
+
+def list_suspects(
+    ledger: pd.DataFrame, files: pd.DataFrame, info: dict[str, Any]
+) -> dict[str, pd.DataFrame]:
+    """Whom somebody should look at, and whom to keep.
+
+    Args:
+        ledger: with all columns.
+        files: ``sample_id`` and ``file``.
+        info: the data set's ``class_names``.
+
+    Returns:
+        ``suspects``, the most suspicious first: ``file``, ``label``, ``score`` (higher = more
+        suspicious), ``rank`` among all samples from 1, ``pseudo_label`` (empty if the suspect
+        is left out of the training) and ``reason``; ``cleaned``: ``file`` and ``label`` of all
+        that are not suspected.
+    """
+    names = np.array(info["class_names"], dtype=object)
+    table = ledger.merge(files, on="sample_id", validate="one_to_one")
+    table["rank"] = table["score"].rank(ascending=False, method="first").astype(int)
+    of_label = table.groupby("label")["score"]
+    within = (of_label.rank(method="min") - 1) / of_label.transform("size")  # share below
+    found = table[table["suspect"]].sort_values("rank")
+    dropped = (found["pseudo_label"] == DROPPED).to_numpy()
+    looks_like = np.where(dropped, "", names[found["pseudo_label"].to_numpy()])
+    labels = names[found["label"].to_numpy()]
+    reasons = [
+        f"more suspicious than {share:.1%} of {label}; "
+        + ("left out" if like == "" else "looks like it" if like == label else f"looks like {like}")
+        for share, label, like in zip(within[found.index], labels, looks_like, strict=True)
+    ]
+    suspects = pd.DataFrame(
+        {
+            "file": found["file"].to_numpy(),
+            "label": labels,
+            "score": found["score"].to_numpy(),
+            "rank": found["rank"].to_numpy(),
+            "pseudo_label": looks_like,
+            "reason": reasons,
+        }
+    )
+    kept = table[~table["suspect"]]
+    cleaned = {"file": kept["file"].to_numpy(), "label": names[kept["label"].to_numpy()]}
+    return {"suspects": suspects, "cleaned": pd.DataFrame(cleaned)}

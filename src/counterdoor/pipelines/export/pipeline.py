@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from counterdoor.pipelines.export.nodes import harden, write_card, write_onnx
+from counterdoor.pipelines.export.nodes import harden, list_suspects, write_card, write_onnx
 
 
 def create_pipeline(**_: object) -> Pipeline:
@@ -27,6 +27,12 @@ def create_pipeline(**_: object) -> Pipeline:
                 ],
                 outputs="hardened",
                 name="harden",
+            ),
+            Node(
+                list_suspects,
+                inputs=["relabeled_ledger", "files", "dataset_info"],
+                outputs={"suspects": "suspects", "cleaned": "cleaned"},
+                name="list_suspects",
             ),
             Node(write_card, inputs="hardened", outputs="model_card", name="write_card"),
             Node(write_onnx, inputs="hardened", outputs="hardened_onnx", name="write_onnx"),

@@ -12,7 +12,7 @@ from counterdoor.models import TrainedNet, build_net
 from counterdoor.params import DefenceParams, ModelParams, TrainParams
 from counterdoor.relabeling import ledger_samples
 from counterdoor.stamp import Stamp
-from counterdoor.training import fit
+from counterdoor.training import Fit, fit
 
 
 def train_defended(
@@ -90,4 +90,31 @@ def train_undefended(
     return {
         "net": TrainedNet.of(model.root, images, classes, fitted.state),
         "history": fitted.history,
+    }
+
+
+def train_base(
+    images: np.ndarray,
+    ledger: pd.DataFrame,
+    info: dict[str, Any],
+    check: dict[str, Any],
+    params: TrainParams,
+    model: ModelParams,
+    defence: DefenceParams,
+    seed: int,
+    engine: Engine = DEFAULT,
+) -> dict[str, Any]:
+    """As :func:`train_undefended`, if the defence starts from that net; else one as it begins.
+
+    For data of unknown origin, where the twin is worth its time to the defence alone.
+    """
+    if defence.root.needs_undefended:
+        return train_undefended(images, ledger, info, check, params, model, seed, engine)
+    check_ledger(ledger, images)
+    classes = len(info["class_names"])
+    net = build_net(model.root, images, classes, seed=seed, stream="train/init")
+    begun = Fit.of(net.state_dict(), [])
+    return {
+        "net": TrainedNet.of(model.root, images, classes, begun.state),
+        "history": begun.history,
     }
