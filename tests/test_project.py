@@ -753,7 +753,12 @@ def test_a_folder_of_unknown_origin_gives_a_net_the_suspects_and_the_rest(
     done = subprocess.run(command, capture_output=True, text=True, cwd=other.path)
     assert done.returncode == 0, done.stderr[-2000:]
     names = {path.name for path in other.files()}
-    assert {"hardened.safetensors", "hardened_onnx.onnx", "model_card.md"} <= names
+    assert {
+        "hardened.safetensors",
+        "hardened_onnx.onnx",
+        "model_card.md",
+        "suspects_page.html",
+    } <= names
     assert not names & {"oracle.parquet", "images.npy", "triggered_test_images.npy"}
     (suspects, cleaned, ledger, files) = (
         next(path for path in other.files() if path.name == name)

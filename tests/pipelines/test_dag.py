@@ -200,7 +200,7 @@ def test_metadata_for_tracking_is_of_a_known_kind(catalog, stored):
     assert kinds["seconds"] == {"seconds"}
     assert kinds["history"] == {name for name in stored if name.endswith("_history")}
     assert kinds["model"] == {"defended_net", "hardened"}
-    told = {"report", "rejected_files", "suspects", "cleaned", "model_card", "hardened_onnx"}
+    told = {"report", "rejected_files", "suspects", "suspects_page", "cleaned", "model_card"}
     assert {name for name in stored if name.endswith("_figure")} | told <= kinds["artifact"]
     # Clean data and what only the adversary knows are not sent to the tracking server.
     assert {"oracle", "attack_preparation", "clean_images", "clean_ledger"} <= kinds[None]

@@ -17,7 +17,7 @@ from counterdoor.params import (
     RelabelParams,
     TrainParams,
 )
-from counterdoor.pipelines.export.nodes import harden, list_suspects, write_card
+from counterdoor.pipelines.export.nodes import harden, list_suspects, show_suspects, write_card
 from counterdoor.stamp import Stamp
 
 INFO = {"class_names": ["a", "b", "c"], "content_hash": "abc", "n_train": 12}
@@ -96,12 +96,15 @@ def test_suspects_are_told_by_file_the_most_suspicious_first():
     suspects = told["suspects"].to_dict(orient="records")
     assert [each["file"] for each in suspects] == ["1.png", "3.png", "5.png"]
     assert [each["rank"] for each in suspects] == [1, 2, 3]
+    assert [each["sample_id"] for each in suspects] == [1, 3, 5]
     assert [each["label"] for each in suspects] == ["a", "b", "c"]
     assert [each["pseudo_label"] for each in suspects] == ["c", "b", ""]
     assert [each["score"] for each in suspects] == [0.9, 0.8, 0.7]
     assert suspects[0]["reason"] == "more suspicious than 50.0% of a; looks like c"
     assert suspects[1]["reason"].endswith("looks like it")
     assert suspects[2]["reason"].endswith("left out")
+    page = show_suspects(np.zeros((6, 1, 5, 5), np.uint8), ledger, told["suspects"], INFO)
+    assert "3 suspects among 6 images" in page
     cleaned = [("0.png", "a"), ("2.png", "b"), ("4.png", "c")]
     assert list(told["cleaned"].itertuples(index=False, name=None)) == cleaned
 
@@ -113,5 +116,5 @@ def test_nobody_suspected_leaves_an_empty_list_and_all_to_keep():
     files = pd.DataFrame({"sample_id": [0, 1], "file": ["a.png", "b.png"]})
     told = list_suspects(ledger, files, INFO)
     assert told["suspects"].empty
-    assert list(told["suspects"].columns)[:2] == ["file", "label"]
+    assert list(told["suspects"].columns)[:3] == ["file", "sample_id", "label"]
     assert len(told["cleaned"]) == 2

@@ -33,5 +33,5 @@ def create_pipeline(**_: object) -> Pipeline:
     stages = (warmup, detect, relabel)
     defence = sum((stage.create_pipeline() for stage in stages), Pipeline([base, defended]))
     as_they_come = {"images": "clean_images", "ledger": "clean_ledger"}
-    untouched = Pipeline(defence, inputs=as_they_come)
-    return ingest.create_pipeline() + untouched + export.create_pipeline()
+    untouched = Pipeline(defence + export.create_pipeline(), inputs=as_they_come)
+    return ingest.create_pipeline() + untouched

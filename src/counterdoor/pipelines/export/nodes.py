@@ -18,6 +18,7 @@ from counterdoor.params import (
     RelabelParams,
     TrainParams,
 )
+from counterdoor.suspects_page import render_suspects
 
 
 def harden(
@@ -102,10 +103,10 @@ def list_suspects(
         info: the data set's ``class_names``.
 
     Returns:
-        ``suspects``, the most suspicious first: ``file``, ``label``, ``score`` (higher = more
-        suspicious), ``rank`` among all samples from 1, ``pseudo_label`` (empty if the suspect
-        is left out of the training) and ``reason``; ``cleaned``: ``file`` and ``label`` of all
-        that are not suspected.
+        ``suspects``, the most suspicious first: ``file``, ``sample_id``, ``label``, ``score``
+        (higher = more suspicious), ``rank`` among all samples from 1, ``pseudo_label`` (empty
+        if the suspect is left out of the training) and ``reason``; ``cleaned``: ``file`` and
+        ``label`` of all that are not suspected.
     """
     names = np.array(info["class_names"], dtype=object)
     table = ledger.merge(files, on="sample_id", validate="one_to_one")
@@ -124,6 +125,7 @@ def list_suspects(
     suspects = pd.DataFrame(
         {
             "file": found["file"].to_numpy(),
+            "sample_id": found["sample_id"].to_numpy(),
             "label": labels,
             "score": found["score"].to_numpy(),
             "rank": found["rank"].to_numpy(),
@@ -134,3 +136,17 @@ def list_suspects(
     kept = table[~table["suspect"]]
     cleaned = {"file": kept["file"].to_numpy(), "label": names[kept["label"].to_numpy()]}
     return {"suspects": suspects, "cleaned": pd.DataFrame(cleaned)}
+
+
+def show_suspects(
+    images: np.ndarray, ledger: pd.DataFrame, suspects: pd.DataFrame, info: dict[str, Any]
+) -> str:
+    """The suspects as a page; see :func:`counterdoor.suspects_page.render_suspects`.
+
+    Args:
+        images: training images, uint8 (N, C, H, W).
+        ledger: with all columns.
+        suspects: of :func:`list_suspects`.
+        info: the data set's ``class_names``.
+    """
+    return render_suspects(images, ledger, suspects, info["class_names"])

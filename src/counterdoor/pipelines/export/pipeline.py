@@ -2,7 +2,13 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from counterdoor.pipelines.export.nodes import harden, list_suspects, write_card, write_onnx
+from counterdoor.pipelines.export.nodes import (
+    harden,
+    list_suspects,
+    show_suspects,
+    write_card,
+    write_onnx,
+)
 
 
 def create_pipeline(**_: object) -> Pipeline:
@@ -33,6 +39,12 @@ def create_pipeline(**_: object) -> Pipeline:
                 inputs=["relabeled_ledger", "files", "dataset_info"],
                 outputs={"suspects": "suspects", "cleaned": "cleaned"},
                 name="list_suspects",
+            ),
+            Node(
+                show_suspects,
+                inputs=["images", "relabeled_ledger", "suspects", "dataset_info"],
+                outputs="suspects_page",
+                name="show_suspects",
             ),
             Node(write_card, inputs="hardened", outputs="model_card", name="write_card"),
             Node(write_onnx, inputs="hardened", outputs="hardened_onnx", name="write_onnx"),
