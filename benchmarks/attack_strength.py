@@ -118,11 +118,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
+    parser.add_argument("--plain", action="store_true", help="a net without whitening")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     parameters = resolved_parameters("cifar10")
-    model = p.ModelParams.model_validate(parameters["model"] | {"widths": options.widths})
+    net = {"widths": options.widths, "whiten": not options.plain}
+    model = p.ModelParams.model_validate(parameters["model"] | net)
     recipe = parameters["train"]["recipe"] | {"epochs": options.epochs}
     training = p.TrainParams.model_validate({"recipe": recipe})
     source = {"name": "parquet", "path": options.parquet, "limit": options.images}

@@ -109,9 +109,12 @@ def _strength(by_seed: Mapping[int, Mapping[str, Any]]) -> Strength:
     seeds = tuple(sorted(by_seed))
     records = [by_seed[seed] for seed in seeds]
     first = records[0]
+    net = first["model"]["name"]
+    if first["model"].get("whiten") is False:
+        net += " without whitening"
     setting = (
         f"{first['data']}, {first['n_train']:,} training and {first['n_test']:,} test images, "
-        f"{first['model']['name']}, {first['recipe']['epochs']} epochs"
+        f"{net}, {first['recipe']['epochs']} epochs"
     )
     return Strength(
         attack=first["attack"],

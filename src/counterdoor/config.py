@@ -21,7 +21,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "relabel": (("labeler_name",), ("relabel", "stamp")),
     "train": (("defence_name",), ("train",)),
     "evaluate": ((), ()),
-    "export": ((), ("export",)),
+    "export": ((), ("export", "verdict")),
 }
 
 

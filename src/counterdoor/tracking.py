@@ -4,7 +4,7 @@
 become metrics; ``history``: a training's epochs, kept, and its images per second as a
 metric (the epochs themselves are logged while it runs); ``seconds``: a table of
 stages becomes ``seconds_<stage>`` and their sum ``seconds``; ``artifact``: the file is
-kept with the run; ``model``: the net is logged as an MLflow model, stamp and
+kept with the run; ``verdict``: its answer becomes a tag, and the file is kept; ``model``: the net is logged as an MLflow model, stamp and
 normalisation inside, or, if torch cannot export it, as its file: a finished training is
 not lost for that, and a pickle would hold code.
 
@@ -145,8 +145,10 @@ class TrackingHooks:
                     stage = dataset_name.removesuffix("_history")
                     rate = images / data["seconds"].sum()
                     self._log_metrics({f"images_per_second_{stage}": rate})
-                if isinstance(dataset, AbstractVersionedDataset):
-                    self._mlflow.log_artifact(str(dataset._get_load_path()))
+                self._log_file(dataset)
+            case "verdict":
+                self._mlflow.set_tag("verdict", data["answer"])
+                self._log_file(dataset)
             case "model":
                 self._log_model(dataset_name, dataset, data)
 
@@ -217,8 +219,11 @@ class TrackingHooks:
                 type(error).__name__,
                 str(error).partition("\n")[0],
             )
-            if isinstance(dataset, AbstractVersionedDataset):
-                self._mlflow.log_artifact(str(dataset._get_load_path()))
+            self._log_file(dataset)
+
+    def _log_file(self, dataset: Any) -> None:
+        if isinstance(dataset, AbstractVersionedDataset):
+            self._mlflow.log_artifact(str(dataset._get_load_path()))
 
     def _log_metrics(self, data: Mapping[str, Any]) -> None:
         finite = {key: float(value) for key, value in data.items() if math.isfinite(value)}

@@ -332,6 +332,16 @@ def test_compact_first_layer_depends_on_the_images_alone_and_is_not_trained(patt
     assert one.body[0].bias.requires_grad
 
 
+def test_compact_without_whitening_has_a_usual_first_layer(patterned):
+    one, two = (
+        build_net(Compact(whiten=False), patterned, 10, seed=seed, stream="x") for seed in (0, 1)
+    )
+    assert not torch.equal(one.body[0].weight, two.body[0].weight)
+    assert one.body[0].weight.requires_grad
+    whitened = build_net(Compact(), patterned, 10, seed=0, stream="x")
+    assert not torch.equal(one.body[0].weight, whitened.body[0].weight)
+
+
 def test_compact_blocks_begin_by_passing_their_inputs_on(noise):
     net = build_net(Compact(widths=(32, 40, 48)), noise(4, 3, 16, 16), 5, seed=0, stream="x")
     convolutions = [each for each in net.body if isinstance(each, torch.nn.Conv2d)][1:]

@@ -69,17 +69,31 @@ class Adaptive(SuspectRule):
             )
         return int(self.ceiling * eligible + 1e-9)
 
+    def chances(
+        self, scores: np.ndarray, labels: np.ndarray, trusted: np.ndarray
+    ) -> dict[int, float]:
+        """For each class the chance that a clean one stands out as much, by the stronger test.
+
+        Arguments as those of :class:`SuspectRule`. Not corrected for the number of classes.
+        """
+        check_scores(scores)
+        told = {}
+        for label in np.unique(labels):
+            own = labels == label
+            parts = scores[own & ~trusted], scores[own & trusted], scores[~own]
+            told[int(label)] = min(_chance(*parts[:2]), _plateau(*parts))
+        return told
+
     def __call__(self, scores: np.ndarray, labels: np.ndarray, trusted: np.ndarray) -> np.ndarray:
         """Those that stand out; see :class:`SuspectRule`."""
-        check_scores(scores)
-        eligible, classes = ~trusted, np.unique(labels)
-        level, most = self.level / (len(classes) + 1), int(self.ceiling * eligible.sum() + 1e-9)
+        eligible, chances = ~trusted, self.chances(scores, labels, trusted)
+        level, most = self.level / (len(chances) + 1), int(self.ceiling * eligible.sum() + 1e-9)
         rest, suspect = np.ones((2, len(scores)), dtype=bool)
         suspect[:] = False
-        for label in classes:
-            own = labels == label
-            untrusted, known = scores[own & eligible], scores[own & trusted]
-            if _stands_out(untrusted, known, scores[~own], level):
+        for label, chance in chances.items():
+            if chance < level:
+                own = labels == label
+                untrusted, known = scores[own & eligible], scores[own & trusted]
                 limit = _threshold(untrusted, known, scores[~own])
                 suspect |= own & eligible & (scores >= limit)
                 rest &= ~own
@@ -91,19 +105,15 @@ class Adaptive(SuspectRule):
         return flag_highest(scores, suspect, min(int(suspect.sum()), most))
 
 
-def _stands_out(
-    untrusted: np.ndarray, trusted: np.ndarray, others: np.ndarray, level: float
-) -> bool:
-    """Whether a class does, by either test."""
-    if _chance(untrusted, trusted) < level:
-        return True
+def _plateau(untrusted: np.ndarray, trusted: np.ndarray, others: np.ndarray) -> float:
+    """The chance of the second test; 1 if the trusted samples do not agree."""
     top, very_top = (max(1, round(share * len(others))) for share in (TOP, VERY_TOP))
     if top == very_top:
-        return False  # too few samples to tell a plateau
+        return 1.0  # too few samples to tell a plateau
     limits = np.sort(others)[[-top, -very_top]]
     high, highest = ((untrusted > limit).sum() for limit in limits)
     agree = _rate(trusted > limits[1]) <= _rate(untrusted > limits[1]) / 4
-    return bool(agree) and _plateau_chance(high, highest, very_top / top) < level
+    return _plateau_chance(high, highest, very_top / top) if agree else 1.0
 
 
 def _rate(flags: np.ndarray) -> float:

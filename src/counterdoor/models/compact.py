@@ -25,6 +25,9 @@ class Compact(Component):
         scale: factor on the logits before the softmax.
         identity_start: convolutions of the blocks begin by passing their inputs on, and
             batch norm has a bias but no trained scale.
+        whiten: the first layer decorrelates patches and is not trained; else it is a usual
+            one. Whitening makes the rarest patterns the loudest: noise of a few levels on
+            images that were compressed by JPEG, which have none, drowns a patch.
     """
 
     name: Literal["compact"] = "compact"
@@ -32,12 +35,13 @@ class Compact(Component):
     batch_norm_momentum: float = Field(default=0.4, gt=0, le=1)
     scale: float = Field(default=1 / 9, gt=0)
     identity_start: bool = True
+    whiten: bool = True
 
     def __call__(self, channels: int, num_classes: int) -> nn.Module:
         """An untrained net from (N, channels, H, W) to logits (N, num_classes); H, W >= 12."""
         first = 2 * channels * KERNEL**2
         whitening = nn.Conv2d(channels, first, KERNEL)
-        whitening.weight.requires_grad_(False)
+        whitening.weight.requires_grad_(not self.whiten)
         one, two, three = self.widths
         return nn.Sequential(
             whitening,
@@ -55,12 +59,15 @@ class Compact(Component):
         """Set the first layer of ``body`` so that it decorrelates patches of the images.
 
         Its filters are the eigenvectors of the patches' covariance, each divided by the
-        root of its eigenvalue, and their negatives. It is not trained.
+        root of its eigenvalue, and their negatives. It is not trained. Nothing happens
+        without ``whiten``.
 
         Args:
             body: a net of this component.
             images_nchw: normalised images, float, shape (N, C, H, W).
         """
+        if not self.whiten:
+            return
         patches = nn.functional.unfold(images_nchw, KERNEL).transpose(1, 2).flatten(0, 1).double()
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (vectors / torch.sqrt(values + 5e-4)).T

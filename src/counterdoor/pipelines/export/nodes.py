@@ -19,6 +19,7 @@ from counterdoor.params import (
     TrainParams,
 )
 from counterdoor.suspects_page import render_suspects
+from counterdoor.verdict import Judge
 
 
 def harden(
@@ -150,3 +151,17 @@ def show_suspects(
         info: the data set's ``class_names``.
     """
     return render_suspects(images, ledger, suspects, info["class_names"])
+
+
+def judge(ledger: pd.DataFrame, info: dict[str, Any], params: Judge) -> dict[str, Any]:
+    """Whether there is evidence of poisoning; see :class:`counterdoor.verdict.Judge`.
+
+    Args:
+        ledger: with ``label``, ``trusted``, ``score`` and ``suspect``.
+        info: the data set's ``class_names``.
+        params: where evidence begins.
+
+    Returns:
+        ``verdict``: the fields of :class:`counterdoor.verdict.Verdict`.
+    """
+    return {"verdict": params(ledger, info["class_names"]).model_dump(mode="json")}

@@ -4,6 +4,7 @@ from kedro.pipeline import Node, Pipeline
 
 from counterdoor.pipelines.export.nodes import (
     harden,
+    judge,
     list_suspects,
     show_suspects,
     write_card,
@@ -33,6 +34,12 @@ def create_pipeline(**_: object) -> Pipeline:
                 ],
                 outputs="hardened",
                 name="harden",
+            ),
+            Node(
+                judge,
+                inputs=["relabeled_ledger", "dataset_info", "params:verdict"],
+                outputs={"verdict": "verdict"},
+                name="judge",
             ),
             Node(
                 list_suspects,

@@ -1,0 +1,126 @@
+"""What the verdict says of clean and poisoned data: the calibration of ``counterdoor.verdict``.
+
+For every attack, poison ratio and seed: ingest, attack, warm-up, detect, judge, as the pipeline
+``defend`` does it, without trusted images. Test images are not looked at. The verdict does not
+depend on the training that follows.
+
+    export OMP_NUM_THREADS=1
+    python benchmarks/verdicts.py --records FILE [--seeds 0 1 2 3 4]
+    python benchmarks/verdicts.py --records FILE --parquet FOLDER [--images 10000] [--seeds 0 1]
+    python benchmarks/verdicts.py --records FILE --table
+
+The second line reads CIFAR-10 in Parquet and warms up as ``conf/cifar10`` does, with a narrower
+net. Every case is appended to ``--records`` as one JSON line, and not made again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from overhead import resolved_parameters
+
+from counterdoor import params as p
+from counterdoor.engine import Engine
+from counterdoor.pipelines.attack.nodes import attack
+from counterdoor.pipelines.detect.nodes import detect
+from counterdoor.pipelines.ingest.nodes import ingest
+from counterdoor.pipelines.warmup.nodes import warm_up
+from counterdoor.tracking import commit_tags, hardware
+from counterdoor.verdict import Judge
+
+ATTACKS = ("badnets", "blend", "sig", "wanet")
+RATIOS = (0.01, 0.05, 0.1)
+
+
+def parameters_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Those of the embedded default, or of CIFAR-10 with a narrower net; nobody is trusted."""
+    parameters = resolved_parameters("cifar10" if options.parquet else None)
+    parameters["ingest"]["trusted_share"] = 0
+    if options.parquet:
+        source = {"name": "parquet", "path": options.parquet, "limit": options.images}
+        parameters["ingest"]["source"] = source
+        parameters["model"] |= {"widths": options.widths}
+    parameters["detect"]["suspect_ratio"] = "adaptive"
+    return parameters
+
+
+def case(parameters: dict[str, Any], name: str, ratio: float, seed: int) -> dict[str, Any]:
+    """The verdict on one data set, and how good the suspects are."""
+    engine = Engine.model_validate(parameters["engine"])
+    read = ingest(p.IngestParams.model_validate(parameters["ingest"]), seed)
+    info = read["info"]
+    # Of a clean-label attack the ratio is one of the target class; ours is one of all.
+    share = ratio * len(info["class_names"]) if name == "sig" else ratio
+    adversary = p.AttackParams({"name": name, **({"poison_ratio": share} if ratio else {})})
+    bad = attack(read["images"], read["ledger"], read["test_images"][:1], info, adversary, seed)
+    images, ledger = bad["images"], bad["ledger"]
+    model = p.ModelParams.model_validate(parameters["model"])
+    warming = p.WarmupParams.model_validate(parameters["warmup"])
+    net = warm_up(images, ledger, info, {}, warming, model, seed, engine)["net"]
+    detecting = p.DetectParams.model_validate(parameters["detect"])
+    scored = detect(images, ledger, info, net, net, detecting, seed, engine)["ledger"]
+    verdict = Judge()(scored, info["class_names"])
+    poisoned = bad["oracle"]["is_poisoned"].to_numpy()
+    hit = int((poisoned & scored["suspect"].to_numpy()).sum())
+    return {
+        "answer": verdict.answer,
+        "chance": verdict.chance,
+        "n": len(scored),
+        "poisoned": int(poisoned.sum()),
+        "suspects": verdict.suspects,
+        "suspects_poisoned": hit,
+    }
+
+
+def table(records: Path) -> str:
+    """Markdown: how often each answer was given, a row a data set, attack and ratio."""
+    found = pd.DataFrame([json.loads(line) for line in records.read_text().splitlines()])
+    rows = [
+        "| data | attack | poisoned | n | evidence | undecided | no evidence | precision | found |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (data, name, ratio), each in found.groupby(["data", "attack", "ratio"], sort=False):
+        answers = [
+            str((each["answer"] == a).sum()) for a in ("evidence", "undecided", "no evidence")
+        ]
+        suspects, hit = each["suspects"].sum(), each["suspects_poisoned"].sum()
+        precision = f"{hit / suspects:.1%}" if suspects else ""
+        part = f"{hit / each['poisoned'].sum():.1%}" if ratio else ""
+        cells = [data, name, f"{ratio:.0%}", str(len(each)), *answers, precision, part]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Measure what is not measured yet, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=Path, required=True)
+    parser.add_argument("--parquet", help="CIFAR-10 in Parquet, in place of the digits")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--table", action="store_true", help="print the table of --records")
+    options = parser.parse_args()
+    if options.table:
+        print(table(options.records))
+        return
+    lines = options.records.read_text().splitlines() if options.records.exists() else []
+    keys = ("data", "attack", "ratio", "seed")
+    done = {tuple(each[key] for key in keys) for each in map(json.loads, lines)}
+    parameters, data = parameters_of(options), "CIFAR-10" if options.parquet else "digits"
+    about = {"hardware": hardware(), "commit": commit_tags(Path(__file__).parent).get("commit")}
+    for seed in options.seeds:
+        for name, ratio in [("none", 0.0), *((a, r) for a in ATTACKS for r in RATIOS)]:
+            if (data, name, ratio, seed) in done:
+                continue
+            told = dict(zip(keys, (data, name, ratio, seed), strict=True))
+            told |= case(parameters, name, ratio, seed)
+            with options.records.open("a") as file:
+                print(json.dumps(told | about), file=file)
+            print(seed, name, ratio, told["answer"], f"{told['chance']:.2g}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

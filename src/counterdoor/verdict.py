@@ -1,0 +1,93 @@
+"""Is there evidence of poisoning? An answer with its reasons, from the scores alone."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import pandas as pd
+from pydantic import Field
+
+from counterdoor.component import Config
+from counterdoor.detectors import Adaptive
+
+Answer = Literal["evidence", "undecided", "no evidence"]
+
+WORDS: dict[Answer, str] = {
+    "evidence": "There is evidence of poisoning.",
+    "undecided": "Undecided: a class stands out a little.",
+    "no evidence": "There is no evidence of poisoning.",
+}
+
+
+class Judge(Config):
+    """When a data set counts as poisoned: if a class stands out more than chance explains.
+
+    The classes are tested as by :class:`~counterdoor.detectors.Adaptive`, whatever rule has
+    chosen the suspects; the smallest chance, times the number of classes, decides.
+
+    Attributes:
+        evidence_below: a smaller chance is evidence of poisoning, in (0, 1).
+        none_above: a larger chance is no evidence, in [0, 1]; what lies between is undecided.
+    """
+
+    evidence_below: float = Field(default=0.01, gt=0, lt=1)
+    none_above: float = Field(default=0.05, ge=0, le=1)
+
+    def __call__(self, ledger: pd.DataFrame, class_names: Sequence[str]) -> "Verdict":
+        """The verdict on a scored ledger.
+
+        Args:
+            ledger: with ``label``, ``trusted``, ``score`` and ``suspect``.
+            class_names: one name a class.
+        """
+        score, label, trusted = (ledger[name].to_numpy() for name in ("score", "label", "trusted"))
+        chances = Adaptive().chances(score, label, trusted)
+        corrected = {each: min(1.0, chance * len(chances)) for each, chance in chances.items()}
+        worst = min(corrected, key=lambda each: corrected[each])
+        chance = corrected[worst]
+        answer: Answer = "no evidence"
+        if chance < self.evidence_below:
+            answer = "evidence"
+        elif chance <= self.none_above:
+            answer = "undecided"
+        suspected = ledger.loc[ledger["suspect"], "label"].value_counts().to_dict()
+        sizes = ledger["label"].value_counts().to_dict()
+        out = sorted(each for each, value in corrected.items() if value < self.evidence_below)
+        reasons = [
+            f"In class {class_names[each]!r} a part of the samples is learnt apart from the rest: "
+            f"that a clean class looks so has a chance of {corrected[each]:.1g}. "
+            f"{suspected.get(each, 0)} of its {sizes[each]} samples are suspected."
+            for each in out
+        ]
+        if not out:
+            reasons = [
+                "No class stands out more than a clean one may: the one that does most is "
+                f"{class_names[worst]!r}, with a chance of {chance:.1g}."
+            ]
+        suspects = int(ledger["suspect"].sum())
+        if suspects and out:
+            own = sum(suspected.get(each, 0) for each in out)
+            reasons.append(
+                f"{own / suspects:.0%} of the {suspects} suspects carry the label of such a class."
+            )
+        return Verdict(answer=answer, chance=chance, suspects=suspects, reasons=reasons)
+
+
+class Verdict(Config):
+    """An answer with its reasons.
+
+    Attributes:
+        answer: ``evidence``, ``undecided`` or ``no evidence``.
+        chance: that clean data looks so at least, in [0, 1], if the tests' assumptions hold.
+        suspects: how many samples are suspected.
+        reasons: in words and numbers.
+    """
+
+    answer: Answer
+    chance: float
+    suspects: int
+    reasons: list[str]
+
+    @property
+    def words(self) -> str:
+        """The answer as a sentence."""
+        return WORDS[self.answer]
