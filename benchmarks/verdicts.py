@@ -32,6 +32,7 @@ from counterdoor.verdict import Judge
 
 ATTACKS = ("badnets", "blend", "sig", "wanet")
 RATIOS = (0.01, 0.05, 0.1)
+ANSWERS = ("evidence", "undecided", "no evidence")
 
 
 def parameters_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -51,8 +52,8 @@ def case(parameters: dict[str, Any], name: str, ratio: float, seed: int) -> dict
     engine = Engine.model_validate(parameters["engine"])
     read = ingest(p.IngestParams.model_validate(parameters["ingest"]), seed)
     info = read["info"]
-    # Of a clean-label attack the ratio is one of the target class; ours is one of all.
-    share = ratio * len(info["class_names"]) if name == "sig" else ratio
+    # Of a clean-label attack the ratio is one of the target class, which it does not fill.
+    share = min(ratio * len(info["class_names"]), 0.9) if name == "sig" else ratio
     adversary = p.AttackParams({"name": name, **({"poison_ratio": share} if ratio else {})})
     bad = attack(read["images"], read["ledger"], read["test_images"][:1], info, adversary, seed)
     images, ledger = bad["images"], bad["ledger"]
@@ -82,9 +83,7 @@ def table(records: Path) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (data, name, ratio), each in found.groupby(["data", "attack", "ratio"], sort=False):
-        answers = [
-            str((each["answer"] == a).sum()) for a in ("evidence", "undecided", "no evidence")
-        ]
+        answers = [str((each["answer"] == answer).sum()) for answer in ANSWERS]
         suspects, hit = each["suspects"].sum(), each["suspects_poisoned"].sum()
         precision = f"{hit / suspects:.1%}" if suspects else ""
         part = f"{hit / each['poisoned'].sum():.1%}" if ratio else ""

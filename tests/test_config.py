@@ -69,6 +69,7 @@ FIRST_READ = {
     "defence_name": "train",
     "train": "train",
     "export": "export",
+    "verdict": "export",
 }
 
 

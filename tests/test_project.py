@@ -751,8 +751,16 @@ def test_a_folder_of_unknown_origin_gives_a_net_the_suspects_and_the_rest(
     told += ",ingest.source.image_size=28"
     command = [sys.executable, "-m", "kedro", "run", "--pipelines", "defend", "--params", told]
     done = subprocess.run(command, capture_output=True, text=True, cwd=other.path)
-    assert done.returncode == 0, done.stderr[-2000:]
     names = {path.name for path in other.files()}
+    verdict = json.loads(
+        (
+            other.path
+            / "data"
+            / next(path for path in other.files() if path.name == "verdict.json")
+        ).read_text()
+    )
+    assert done.returncode == {"evidence": 3, "undecided": 4, "no evidence": 0}[verdict["answer"]]
+    assert verdict["reasons"][0] in done.stdout
     assert {
         "hardened.safetensors",
         "hardened_onnx.onnx",
@@ -774,6 +782,7 @@ def test_a_folder_of_unknown_origin_gives_a_net_the_suspects_and_the_rest(
     (run,) = other.runs()
     assert run.info.status == "FINISHED"
     assert run.data.tags["kedro.pipelines"] == "defend"
+    assert run.data.tags["verdict"] == verdict["answer"]
     assert "asr" not in run.data.metrics
 
 

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+EVIDENCE, UNDECIDED = 3, 4
+"""Exit codes of ``kedro run --pipelines defend``; 0 is no evidence, others are errors."""
+
+SHOWN = {
+    "suspects_page": "suspects",
+    "cleaned": "the others",
+    "hardened": "hardened net",
+    "model_card": "its card",
+}
+
 WIDE = ("started", "undefended_ba", "ca_drop", "ca_drop_worst_class")
 """Columns that the printed table leaves out unless asked for."""
 
@@ -93,21 +103,45 @@ def spelt_out(params: Mapping[str, Any], pipelines: Iterable[str]) -> dict[str, 
     return given | ({"ingest": ingest} if ingest else {})
 
 
-def _spelling_out(command: Callable[..., Any]) -> Callable[..., Any]:
+def answering(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``kedro run``: parameters are :func:`spelt_out`, and ``defend`` says its verdict.
+
+    Its exit code is then 0 for no evidence of poisoning, :data:`EVIDENCE` or
+    :data:`UNDECIDED`.
+    """
+
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        selected = [*(kwargs.get("pipelines") or []), kwargs.get("pipeline")]
-        kwargs["params"] = spelt_out(
-            kwargs.get("params") or {}, [name for name in selected if name]
-        )
-        return command(*args, **kwargs)
+        selected = [
+            name for name in (kwargs.get("pipeline"), *(kwargs.get("pipelines") or ())) if name
+        ]
+        kwargs["params"] = spelt_out(kwargs.get("params") or {}, selected)
+        made = command(*args, **kwargs)
+        if "defend" in selected and "verdict" in made:
+            sys.exit(_tell(made))
+        return made
 
     return wrapper
 
 
+def _tell(made: Mapping[str, Any]) -> int:
+    """Print the verdict and where things lie; gives back the exit code."""
+    from counterdoor.verdict import Verdict
+
+    verdict = Verdict.model_validate(made["verdict"].load())
+    click.secho(f"\n{verdict.words}", bold=True)
+    for reason in verdict.reasons:
+        click.echo(f"  {reason}")
+    click.echo("")
+    for name, what in SHOWN.items():
+        if name in made:
+            click.echo(f"  {what:<14} {made[name]._get_load_path()}")
+    return {"evidence": EVIDENCE, "undecided": UNDECIDED}.get(verdict.answer, 0)
+
+
 run = kedro_run
 assert run.callback is not None
-run.callback = readable(_spelling_out(run.callback))
+run.callback = readable(answering(run.callback))
 cli.add_command(run)
 
 

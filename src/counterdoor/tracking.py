@@ -4,9 +4,10 @@
 become metrics; ``history``: a training's epochs, kept, and its images per second as a
 metric (the epochs themselves are logged while it runs); ``seconds``: a table of
 stages becomes ``seconds_<stage>`` and their sum ``seconds``; ``artifact``: the file is
-kept with the run; ``verdict``: its answer becomes a tag, and the file is kept; ``model``: the net is logged as an MLflow model, stamp and
-normalisation inside, or, if torch cannot export it, as its file: a finished training is
-not lost for that, and a pickle would hold code.
+kept with the run; ``verdict``: the file is kept, its answer becomes a tag; ``model``: the
+net is logged as an MLflow model, stamp and normalisation inside, or, if torch cannot
+export it, as its file: a finished training is not lost for that, and a pickle would hold
+code.
 
 MLflow is imported when a run starts, not before.
 """

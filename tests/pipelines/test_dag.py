@@ -194,7 +194,9 @@ def test_metadata_for_tracking_is_of_a_known_kind(catalog, stored):
     kinds = defaultdict(set)
     for name in stored:
         kinds[catalog[name].metadata.get("mlflow")].add(name)
-    assert set(kinds) == {None, "tags", "metrics", "history", "seconds", "artifact", "model"}
+    told = {"tags", "metrics", "history", "seconds", "artifact", "model", "verdict"}
+    assert set(kinds) == {None, *told}
+    assert kinds["verdict"] == {"verdict"}
     assert kinds["tags"] == {"dataset_info"}
     assert kinds["metrics"] == {"metrics", "plan_check"}
     assert kinds["seconds"] == {"seconds"}

@@ -1,0 +1,83 @@
+"""The verdict: evidence where a class stands out, none on clean scores, with reasons."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from counterdoor.detectors import Adaptive
+from counterdoor.ledger import new_ledger
+from counterdoor.verdict import WORDS, Judge, Verdict
+
+NAMES = ["ant", "bee", "cow", "dog"]
+
+
+def scored(poisoned=0, trusted=0, seed=0, n=4000):
+    """Scores of four classes alike; so many of class 1 lie far above all others."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % 4
+    scores = generator.normal(size=n)
+    scores[np.flatnonzero(labels == 1)[:poisoned]] += 20
+    known = np.zeros(n, bool)
+    known[n - trusted :] = True
+    ledger = new_ledger(labels, known).assign(score=scores)
+    return ledger.assign(suspect=Adaptive()(scores, labels, known))
+
+
+@pytest.mark.parametrize("trusted", [0, 200])
+def test_a_part_of_a_class_that_stands_out_is_evidence(trusted):
+    verdict = Judge()(scored(poisoned=200, trusted=trusted), NAMES)
+    assert verdict.answer == "evidence"
+    assert verdict.words == "There is evidence of poisoning."
+    assert verdict.chance < 1e-6
+    assert verdict.suspects == pytest.approx(200, abs=5)
+    assert "In class 'bee'" in verdict.reasons[0]
+    assert "of its 1000 samples are suspected" in verdict.reasons[0]
+    assert verdict.reasons[-1].endswith(
+        f"of the {verdict.suspects} suspects carry the label of such a class."
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_classes_alike_are_no_evidence(seed):
+    verdict = Judge()(scored(seed=seed), NAMES)
+    assert verdict.answer == "no evidence"
+    assert verdict.suspects == 0
+    assert "No class stands out" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("chance", "answer"),
+    [(0.001, "evidence"), (0.003, "undecided"), (0.0124, "undecided"), (0.02, "no evidence")],
+)
+def test_the_smallest_chance_times_the_number_of_classes_decides(monkeypatch, chance, answer):
+    chances = {0: 0.9, 1: chance, 2: 1.0, 3: 0.5}
+    monkeypatch.setattr(Adaptive, "chances", lambda self, *_: chances)
+    verdict = Judge()(scored(), NAMES)
+    assert verdict.answer == answer
+    assert verdict.chance == pytest.approx(4 * chance)
+    assert verdict.words == WORDS[verdict.answer]
+
+
+def test_a_chance_is_at_most_1(monkeypatch):
+    monkeypatch.setattr(Adaptive, "chances", lambda self, *_: {0: 0.9, 1: 0.7})
+    assert Judge()(scored(), NAMES).chance == 1.0
+
+
+def test_the_verdict_does_not_depend_on_who_is_suspected():
+    ledger = scored(poisoned=200)
+    other = ledger.assign(suspect=False)
+    one, two = (Judge()(each, NAMES) for each in (ledger, other))
+    assert (one.answer, one.chance) == (two.answer, two.chance)
+    assert two.suspects == 0
+
+
+def test_a_verdict_comes_back_from_plain_values():
+    verdict = Judge()(scored(poisoned=200), NAMES)
+    assert Verdict.model_validate(verdict.model_dump(mode="json")) == verdict
+
+
+def test_limits_are_chances():
+    with pytest.raises(ValidationError):
+        Judge(evidence_below=0)
+    with pytest.raises(ValidationError):
+        Judge(none_above=1.5)
