@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--parquet", help="CIFAR-10 in Parquet, in place of the digits")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
+    parser.add_argument("--attacks", nargs="+", default=["none", *ATTACKS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--table", action="store_true", help="print the table of --records")
     options = parser.parse_args()
@@ -111,7 +112,10 @@ def main() -> None:
     parameters, data = parameters_of(options), "CIFAR-10" if options.parquet else "digits"
     about = {"hardware": hardware(), "commit": commit_tags(Path(__file__).parent).get("commit")}
     for seed in options.seeds:
-        for name, ratio in [("none", 0.0), *((a, r) for a in ATTACKS for r in RATIOS)]:
+        cases = [
+            (each, r) for each in options.attacks for r in (RATIOS if each != "none" else (0.0,))
+        ]
+        for name, ratio in cases:
             if (data, name, ratio, seed) in done:
                 continue
             told = dict(zip(keys, (data, name, ratio, seed), strict=True))

@@ -257,6 +257,16 @@ def test_a_suspect_ratio_that_is_none_is_refused(wrong):
         DetectParams(detector={"name": "random"}, suspect_ratio=wrong)
 
 
+def test_run_parameters_may_come_in_any_order():
+    inside = {"source": {"image_size": 16}}
+    for given in (
+        {"source_name": "image_folder", "ingest": inside},
+        {"ingest": inside, "source_name": "image_folder"},
+    ):
+        source = parameters(**given)["ingest"]["source"]
+        assert (source["name"], source["image_size"]) == ("image_folder", 16)
+
+
 def test_the_path_does_not_depend_on_the_order_of_keys():
     values = chosen()
     turned = {key: values[key] for key in reversed(values)}

@@ -83,6 +83,9 @@ class VariantConfigLoader(OmegaConfigLoader):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _register("known", known)
         super().__init__(*args, **kwargs)
+        # What lies in a component is merged into the one that its name has chosen by then.
+        given = (self.runtime_params or {}).items()
+        self.runtime_params = dict(sorted(given, key=lambda each: isinstance(each[1], Mapping)))
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Configuration by type; parameters are checked for names that nothing reads.
