@@ -24,7 +24,7 @@ EVIDENCE, UNDECIDED = 3, 4
 SHOWN = {
     "suspects_page": "suspects",
     "cleaned": "the others",
-    "hardened": "hardened net",
+    "hardened_onnx": "the net (ONNX)",
     "model_card": "its card",
 }
 
