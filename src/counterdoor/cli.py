@@ -304,7 +304,8 @@ def attacks_page(where: str, records: Path | None, out: Path, limit: int) -> Non
         pictures[kind.component_name()] = f"{folder.name}/{file.name}"
     source = where if not Path(where).exists() else "<folder of Parquet files>"
     command = f"kedro attacks-page --images {source} --limit {limit}"
-    command += f" --records {records.name}" if records else ""
+    if records:  # no place of this machine alone
+        command += f" --records {records.name if records.is_absolute() else records}"
     out.write_text(
         pages.page(attacks, measured, command=command, pictures=pictures), encoding="utf-8"
     )
