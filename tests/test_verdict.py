@@ -58,6 +58,12 @@ def test_the_smallest_chance_times_the_number_of_classes_decides(monkeypatch, ch
     assert verdict.words == WORDS[verdict.answer]
 
 
+def test_where_nobody_is_scored_it_is_undecided():
+    verdict = Judge()(scored().assign(score=0.0, suspect=False), NAMES)
+    assert verdict.answer == "undecided"
+    assert "Nobody was scored" in verdict.reasons[0]
+
+
 def test_a_chance_is_at_most_1(monkeypatch):
     monkeypatch.setattr(Adaptive, "chances", lambda self, *_: {0: 0.9, 1: 0.7})
     assert Judge()(scored(), NAMES).chance == 1.0

@@ -13,7 +13,7 @@ Answer = Literal["evidence", "undecided", "no evidence"]
 
 WORDS: dict[Answer, str] = {
     "evidence": "There is evidence of poisoning.",
-    "undecided": "Undecided: a class stands out a little.",
+    "undecided": "Undecided whether there is poisoning.",
     "no evidence": "There is no evidence of poisoning.",
 }
 
@@ -39,6 +39,8 @@ class Judge(Config):
             ledger: with ``label``, ``trusted``, ``score`` and ``suspect``.
             class_names: one name a class.
         """
+        if ledger["score"].nunique() < 2:
+            return unjudged("Nobody was scored, so nobody can stand out.")
         score, label, trusted = (ledger[name].to_numpy() for name in ("score", "label", "trusted"))
         chances = Adaptive().chances(score, label, trusted)
         corrected = {each: min(1.0, chance * len(chances)) for each, chance in chances.items()}
@@ -91,3 +93,8 @@ class Verdict(Config):
     def words(self) -> str:
         """The answer as a sentence."""
         return WORDS[self.answer]
+
+
+def unjudged(reason: str, suspects: int = 0) -> Verdict:
+    """Undecided, since nothing could be tested."""
+    return Verdict(answer="undecided", chance=1.0, suspects=suspects, reasons=[reason])

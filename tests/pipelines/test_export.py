@@ -17,8 +17,15 @@ from counterdoor.params import (
     RelabelParams,
     TrainParams,
 )
-from counterdoor.pipelines.export.nodes import harden, list_suspects, show_suspects, write_card
+from counterdoor.pipelines.export.nodes import (
+    harden,
+    judge,
+    list_suspects,
+    show_suspects,
+    write_card,
+)
 from counterdoor.stamp import Stamp
+from counterdoor.verdict import Judge
 
 INFO = {"class_names": ["a", "b", "c"], "content_hash": "abc", "n_train": 12}
 PARAMS = {
@@ -118,3 +125,14 @@ def test_nobody_suspected_leaves_an_empty_list_and_all_to_keep():
     assert told["suspects"].empty
     assert list(told["suspects"].columns)[:3] == ["file", "sample_id", "label"]
     assert len(told["cleaned"]) == 2
+
+
+@pytest.mark.parametrize(("name", "answer"), [("lga", "evidence"), ("random", "undecided")])
+def test_the_verdict_is_on_scores_that_its_tests_are_calibrated_for(name, answer):
+    labels = np.arange(3000) % 3
+    score = np.random.default_rng(0).normal(size=3000)
+    score[np.flatnonzero(labels == 1)[:150]] += 20
+    ledger = new_ledger(labels, np.zeros(3000, bool)).assign(score=score, suspect=score > 10)
+    detect = DetectParams(detector={"name": name}, suspect_ratio=0.1)
+    verdict = judge(ledger, INFO, detect, Judge())["verdict"]
+    assert (verdict["answer"], verdict["suspects"]) == (answer, int(ledger["suspect"].sum()))

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -70,7 +70,13 @@ def check_trusted(labels: np.ndarray, trusted: np.ndarray, num_classes: int) -> 
 
 
 class DetectorBase(Component):
-    """Scores samples by how suspicious they are."""
+    """Scores samples by how suspicious they are.
+
+    Attributes:
+        judged: whether the verdict's tests are calibrated for its scores.
+    """
+
+    judged: ClassVar[bool] = False
 
     @property
     @abstractmethod

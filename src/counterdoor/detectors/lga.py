@@ -1,6 +1,6 @@
 """LGA: poisoned samples are learnt first."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -15,6 +15,8 @@ class LGA(DetectorBase):
     The warm-up's loss transform is configured in the warm-up stage. Source: ABL
     (Li et al., NeurIPS 2021), section 4.2, as used by NAB, section 4.1.
     """
+
+    judged: ClassVar[bool] = True
 
     name: Literal["lga"] = "lga"
 

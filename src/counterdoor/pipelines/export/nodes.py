@@ -19,7 +19,7 @@ from counterdoor.params import (
     TrainParams,
 )
 from counterdoor.suspects_page import render_suspects
-from counterdoor.verdict import Judge
+from counterdoor.verdict import Judge, unjudged
 
 
 def harden(
@@ -153,15 +153,25 @@ def show_suspects(
     return render_suspects(images, ledger, suspects, info["class_names"])
 
 
-def judge(ledger: pd.DataFrame, info: dict[str, Any], params: Judge) -> dict[str, Any]:
+def judge(
+    ledger: pd.DataFrame, info: dict[str, Any], detect: DetectParams, params: Judge
+) -> dict[str, Any]:
     """Whether there is evidence of poisoning; see :class:`counterdoor.verdict.Judge`.
 
     Args:
         ledger: with ``label``, ``trusted``, ``score`` and ``suspect``.
         info: the data set's ``class_names``.
+        detect: who was suspected; undecided, if the tests are not calibrated for the detector.
         params: where evidence begins.
 
     Returns:
         ``verdict``: the fields of :class:`counterdoor.verdict.Verdict`.
     """
-    return {"verdict": params(ledger, info["class_names"]).model_dump(mode="json")}
+    if detect.detector.judged:
+        verdict = params(ledger, info["class_names"])
+    else:
+        reason = (
+            f"The verdict's tests are not calibrated for the scores of {detect.detector.name!r}."
+        )
+        verdict = unjudged(reason, int(ledger["suspect"].sum()))
+    return {"verdict": verdict.model_dump(mode="json")}

@@ -37,7 +37,7 @@ def create_pipeline(**_: object) -> Pipeline:
             ),
             Node(
                 judge,
-                inputs=["relabeled_ledger", "dataset_info", "params:verdict"],
+                inputs=["relabeled_ledger", "dataset_info", "params:detect", "params:verdict"],
                 outputs={"verdict": "verdict"},
                 name="judge",
             ),
