@@ -8,11 +8,10 @@ import pandas as pd
 from counterdoor.defences import Case
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.ledger import check_ledger
-from counterdoor.models import TrainedNet, build_net
+from counterdoor.models import TrainedNet
 from counterdoor.params import DefenceParams, ModelParams, TrainParams
-from counterdoor.relabeling import ledger_samples
+from counterdoor.pipelines.plain import train_as_it_came
 from counterdoor.stamp import Stamp
-from counterdoor.training import Fit, fit
 
 
 def train_defended(
@@ -84,13 +83,8 @@ def train_undefended(
     ``check_plan``, so that nothing is trained before the run has been found sound.
     """
     check_ledger(ledger, images)
-    classes, samples = len(info["class_names"]), ledger_samples(images, ledger)
-    net = build_net(model.root, images, classes, seed=seed, stream="train/init")
-    fitted = fit(net, samples, params.recipe, seed=seed, stream="undefended", engine=engine)
-    return {
-        "net": TrainedNet.of(model.root, images, classes, fitted.state),
-        "history": fitted.history,
-    }
+    recipe, named = params.recipe, {"stream": "undefended", "init": "train/init"}
+    return train_as_it_came(images, ledger, info, recipe, model, seed, engine, **named)
 
 
 def train_base(
@@ -108,13 +102,7 @@ def train_base(
 
     For data of unknown origin, where the twin is worth its time to the defence alone.
     """
-    if defence.root.needs_undefended:
-        return train_undefended(images, ledger, info, check, params, model, seed, engine)
     check_ledger(ledger, images)
-    classes = len(info["class_names"])
-    net = build_net(model.root, images, classes, seed=seed, stream="train/init")
-    begun = Fit.of(net.state_dict(), [])
-    return {
-        "net": TrainedNet.of(model.root, images, classes, begun.state),
-        "history": begun.history,
-    }
+    recipe = params.recipe if defence.root.needs_undefended else None
+    named = {"stream": "undefended", "init": "train/init"}
+    return train_as_it_came(images, ledger, info, recipe, model, seed, engine, **named)

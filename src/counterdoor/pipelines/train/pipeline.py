@@ -3,15 +3,19 @@
 from kedro.pipeline import Node, Pipeline
 
 from counterdoor.pipelines.timing import timed
-from counterdoor.pipelines.train.nodes import train_defended, train_undefended
+from counterdoor.pipelines.train.nodes import train_base, train_defended, train_undefended
 
 
-def create_pipeline(**_: object) -> Pipeline:
-    """The ledger as it came → the undefended twin; that, ledger and plan → the defended net."""
+def create_pipeline(*, twin: bool = True, **_: object) -> Pipeline:
+    """The ledger as it came → the undefended twin; that, ledger and plan → the defended net.
+
+    Without ``twin``, the first net is trained for a defence that starts from it only.
+    """
+    first, name = (train_undefended, "undefended") if twin else (train_base, "base")
     return Pipeline(
         [
             Node(
-                timed(train_undefended),
+                timed(first),
                 inputs=[
                     "images",
                     "ledger",
@@ -19,15 +23,16 @@ def create_pipeline(**_: object) -> Pipeline:
                     "plan_check",
                     "params:train",
                     "params:model",
+                    *(() if twin else ("params:defence",)),
                     "params:seed",
                     "params:engine",
                 ],
                 outputs={
-                    "net": "undefended_net",
-                    "history": "undefended_history",
-                    "timing": "undefended_timing",
+                    "net": f"{name}_net",
+                    "history": f"{name}_history",
+                    "timing": f"{name}_timing",
                 },
-                name="train_undefended",
+                name=f"train_{name}",
             ),
             Node(
                 timed(train_defended),
@@ -36,8 +41,8 @@ def create_pipeline(**_: object) -> Pipeline:
                     "relabeled_ledger",
                     "plan",
                     "dataset_info",
-                    "undefended_net",
-                    "undefended_history",
+                    f"{name}_net",
+                    f"{name}_history",
                     "params:train",
                     "params:model",
                     "params:stamp",

@@ -11,7 +11,6 @@ from torch import Tensor
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.features.learnt import KEY, NONE, is_learnt
 from counterdoor.ledger import check_ledger
-from counterdoor.models import TrainedNet, build_net
 from counterdoor.params import (
     USUAL_DEFENCE,
     DefenceParams,
@@ -22,10 +21,9 @@ from counterdoor.params import (
     TrainParams,
     WarmupParams,
 )
+from counterdoor.pipelines.plain import train_as_it_came
 from counterdoor.recipe import Recipe
-from counterdoor.relabeling import ledger_samples
 from counterdoor.stamp import Stamp
-from counterdoor.training import Fit, fit
 
 
 def check_plan(
@@ -216,14 +214,6 @@ def _train(
     defence: DefenceParams,
     stream: str,
 ) -> dict[str, Any]:
-    classes = len(info["class_names"])
-    net = build_net(model.root, images, classes, seed=seed, stream=f"{stream}/init")
-    if recipe is None or not defence.root.needs_suspects:
-        fitted = Fit.of(net.state_dict(), [])
-    else:
-        samples = ledger_samples(images, ledger)
-        fitted = fit(net, samples, recipe, seed=seed, stream=stream, engine=engine)
-    return {
-        "net": TrainedNet.of(model.root, images, classes, fitted.state),
-        "history": fitted.history,
-    }
+    needed = recipe if defence.root.needs_suspects else None
+    named = {"stream": stream, "init": f"{stream}/init"}
+    return train_as_it_came(images, ledger, info, needed, model, seed, engine, **named)
