@@ -41,10 +41,10 @@ def parameters_of(options: argparse.Namespace) -> dict[str, Any]:
     return parameters
 
 
-def case(
+def scored_case(
     parameters: dict[str, Any], read: dict[str, Any], adversary: dict[str, Any], seed: int
-) -> list[dict[str, Any]]:
-    """What each rule makes of one poisoned training set."""
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The scored ledger of one poisoned training set, and who is poisoned."""
     engine = Engine.model_validate(parameters["engine"])
     attacking, info = p.AttackParams.model_validate(adversary), read["info"]
     bad = attack(read["images"], read["ledger"], read["test_images"][:1], info, attacking, seed)
@@ -54,8 +54,16 @@ def case(
     net = warm_up(images, ledger, info, {}, warming, model, seed, engine)["net"]
     detecting = p.DetectParams.model_validate(parameters["detect"])
     scored = detect(images, ledger, info, net, net, detecting, seed, engine)["ledger"]
+    return scored, bad["oracle"]["is_poisoned"].to_numpy()
+
+
+def case(
+    parameters: dict[str, Any], read: dict[str, Any], adversary: dict[str, Any], seed: int
+) -> list[dict[str, Any]]:
+    """What each rule makes of one poisoned training set."""
+    scored, is_poisoned = scored_case(parameters, read, adversary, seed)
     score, label, trusted = (scored[name].to_numpy() for name in ("score", "label", "trusted"))
-    poisoned = bad["oracle"]["is_poisoned"].to_numpy()[~trusted]
+    poisoned = is_poisoned[~trusted]
     rows = []
     for name, rule in RULES.items():
         suspect = rule(score, label, trusted)[~trusted]

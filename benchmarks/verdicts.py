@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from overhead import resolved_parameters
+from attack_strength import Records
+from suspect_share import parameters_of, scored_case
 
 from counterdoor import params as p
-from counterdoor.engine import Engine
-from counterdoor.pipelines.attack.nodes import attack
-from counterdoor.pipelines.detect.nodes import detect
 from counterdoor.pipelines.ingest.nodes import ingest
-from counterdoor.pipelines.warmup.nodes import warm_up
 from counterdoor.tracking import commit_tags, hardware
 from counterdoor.verdict import Judge
 
@@ -35,35 +32,15 @@ RATIOS = (0.01, 0.05, 0.1)
 ANSWERS = ("evidence", "undecided", "no evidence")
 
 
-def parameters_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Those of the embedded default, or of CIFAR-10 with a narrower net; nobody is trusted."""
-    parameters = resolved_parameters("cifar10" if options.parquet else None)
-    parameters["ingest"]["trusted_share"] = 0
-    if options.parquet:
-        source = {"name": "parquet", "path": options.parquet, "limit": options.images}
-        parameters["ingest"]["source"] = source
-        parameters["model"] |= {"widths": options.widths}
-    parameters["detect"]["suspect_ratio"] = "adaptive"
-    return parameters
-
-
 def case(parameters: dict[str, Any], name: str, ratio: float, seed: int) -> dict[str, Any]:
     """The verdict on one data set, and how good the suspects are."""
-    engine = Engine.model_validate(parameters["engine"])
     read = ingest(p.IngestParams.model_validate(parameters["ingest"]), seed)
     info = read["info"]
     # Of a clean-label attack the ratio is one of the target class, which it does not fill.
     share = min(ratio * len(info["class_names"]), 0.9) if name == "sig" else ratio
-    adversary = p.AttackParams({"name": name, **({"poison_ratio": share} if ratio else {})})
-    bad = attack(read["images"], read["ledger"], read["test_images"][:1], info, adversary, seed)
-    images, ledger = bad["images"], bad["ledger"]
-    model = p.ModelParams.model_validate(parameters["model"])
-    warming = p.WarmupParams.model_validate(parameters["warmup"])
-    net = warm_up(images, ledger, info, {}, warming, model, seed, engine)["net"]
-    detecting = p.DetectParams.model_validate(parameters["detect"])
-    scored = detect(images, ledger, info, net, net, detecting, seed, engine)["ledger"]
+    adversary = {"name": name, **({"poison_ratio": share} if ratio else {})}
+    scored, poisoned = scored_case(parameters, read, adversary, seed)
     verdict = Judge()(scored, info["class_names"])
-    poisoned = bad["oracle"]["is_poisoned"].to_numpy()
     hit = int((poisoned & scored["suspect"].to_numpy()).sum())
     return {
         "answer": verdict.answer,
@@ -106,22 +83,21 @@ def main() -> None:
     if options.table:
         print(table(options.records))
         return
-    lines = options.records.read_text().splitlines() if options.records.exists() else []
-    keys = ("data", "attack", "ratio", "seed")
-    done = {tuple(each[key] for key in keys) for each in map(json.loads, lines)}
-    parameters, data = parameters_of(options), "CIFAR-10" if options.parquet else "digits"
+    parameters = parameters_of(options)
+    parameters["ingest"]["trusted_share"] = 0
+    parameters["detect"]["suspect_ratio"] = "adaptive"
+    records, data = Records(options.records), "CIFAR-10" if options.parquet else "digits"
     about = {"hardware": hardware(), "commit": commit_tags(Path(__file__).parent).get("commit")}
     for seed in options.seeds:
         cases = [
             (each, r) for each in options.attacks for r in (RATIOS if each != "none" else (0.0,))
         ]
         for name, ratio in cases:
-            if (data, name, ratio, seed) in done:
+            told: dict[str, Any] = {"data": data, "attack": name, "ratio": ratio, "seed": seed}
+            if records.find(told):
                 continue
-            told = dict(zip(keys, (data, name, ratio, seed), strict=True))
             told |= case(parameters, name, ratio, seed)
-            with options.records.open("a") as file:
-                print(json.dumps(told | about), file=file)
+            records.add(told | about)
             print(seed, name, ratio, told["answer"], f"{told['chance']:.2g}", flush=True)
 
 
