@@ -58,6 +58,30 @@ def test_the_smallest_chance_times_the_number_of_classes_decides(monkeypatch, ch
     assert verdict.words == WORDS[verdict.answer]
 
 
+@pytest.mark.parametrize(
+    ("n", "trusted", "answer"),
+    [(300, 0, "undecided"), (300, 30, "undecided"), (4000, 0, "no evidence")],
+)
+def test_the_silence_of_too_few_samples_is_no_answer(n, trusted, answer):
+    verdict = Judge()(scored(n=n, trusted=trusted), NAMES)
+    assert verdict.answer == answer
+    told = "Too few samples in 4 of 4 classes ('ant', 'bee', 'cow', 'dog')"
+    assert (told in verdict.reasons[-1]) == (answer == "undecided")
+
+
+def test_few_samples_may_still_be_evidence():
+    verdict = Judge()(scored(poisoned=40, trusted=30, n=300), NAMES)
+    assert verdict.answer == "evidence"
+
+
+def test_a_small_class_among_large_ones_is_told_alone():
+    ledger = scored()
+    few = ledger[(ledger["label"] != 3) | (ledger.index < 80)].reset_index(drop=True)
+    verdict = Judge()(few, NAMES)
+    assert verdict.answer == "no evidence"
+    assert "Too few samples in 1 of 4 classes ('dog')" in verdict.reasons[-1]
+
+
 def test_where_nobody_is_scored_it_is_undecided():
     verdict = Judge()(scored().assign(score=0.0, suspect=False), NAMES)
     assert verdict.answer == "undecided"

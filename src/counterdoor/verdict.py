@@ -27,10 +27,14 @@ class Judge(Config):
     Attributes:
         evidence_below: a smaller chance is evidence of poisoning, in (0, 1).
         none_above: a larger chance is no evidence, in [0, 1]; what lies between is undecided.
+        share: of a class, in (0, 1]. If so large a part of it stood out as clearly as it can
+            and that would still be no evidence, the class has too few samples. Once most
+            samples are of such classes, their silence is no answer: undecided.
     """
 
     evidence_below: float = Field(default=0.01, gt=0, lt=1)
     none_above: float = Field(default=0.05, ge=0, le=1)
+    share: float = Field(default=0.2, gt=0, le=1)
 
     def __call__(self, ledger: pd.DataFrame, class_names: Sequence[str]) -> "Verdict":
         """The verdict on a scored ledger.
@@ -53,6 +57,11 @@ class Judge(Config):
             answer = "undecided"
         suspected = ledger.loc[ledger["suspect"], "label"].value_counts().to_dict()
         sizes = ledger["label"].value_counts().to_dict()
+        best = Adaptive().best_chances(score, label, trusted, self.share)
+        small = [each for each in best if best[each] * len(best) >= self.evidence_below]
+        blind = sum(sizes[each] for each in small) > len(ledger) / 2
+        if blind and answer == "no evidence":
+            answer = "undecided"
         out = sorted(each for each, value in corrected.items() if value < self.evidence_below)
         reasons = [
             f"In class {class_names[each]!r} a part of the samples is learnt apart from the rest: "
@@ -65,6 +74,14 @@ class Judge(Config):
                 "No class stands out more than a clean one may: the one that does most is "
                 f"{class_names[worst]!r}, with a chance of {chance:.1g}."
             ]
+        if small and not out:
+            names = ", ".join(repr(class_names[each]) for each in small[:5]) + ", …" * (
+                len(small) > 5
+            )
+            reasons.append(
+                f"Too few samples in {len(small)} of {len(best)} classes ({names}): that a part of "
+                f"{self.share:.0%} of one stood out could still be chance."
+            )
         suspects = int(ledger["suspect"].sum())
         if suspects and out:
             own = sum(suspected.get(each, 0) for each in out)

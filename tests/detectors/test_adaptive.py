@@ -250,3 +250,16 @@ def test_the_rule_is_what_it_is_said_to_be(share, trusted, all_to_all):
         scores = np.round(scores, digits)
         expected = slow_suspects(scores.tolist(), labels.tolist(), verified.tolist())
         assert np.flatnonzero(Adaptive()(scores, labels, verified)).tolist() == expected
+
+
+@pytest.mark.parametrize("trusted", [0.0, 0.05])
+def test_what_stands_out_most_is_less_likely_the_more_samples_there_are(trusted):
+    worst = []
+    for n in (200, 1000, 4000):
+        scores, labels, known, _ = made_up(3, n=n, trusted=trusted, spread=0.0)
+        best = Adaptive().best_chances(scores, labels, known, 0.2)
+        now = Adaptive().chances(scores, labels, known)
+        assert all(best[label] <= now[label] for label in now)
+        worst.append(max(best.values()))
+    assert worst == sorted(worst, reverse=True)
+    assert worst[0] > 0.01 > 1e-6 > worst[2]

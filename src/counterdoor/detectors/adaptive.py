@@ -77,12 +77,33 @@ class Adaptive(SuspectRule):
         Arguments as those of :class:`SuspectRule`. Not corrected for the number of classes.
         """
         check_scores(scores)
+        return {
+            int(label): self._stands_out(scores, labels == label, trusted)
+            for label in np.unique(labels)
+        }
+
+    def best_chances(
+        self, scores: np.ndarray, labels: np.ndarray, trusted: np.ndarray, share: float
+    ) -> dict[int, float]:
+        """As :meth:`chances`, had a part of each class stood out as clearly as it can.
+
+        What is large here cannot be told from these samples: they are too few. One class at
+        a time has the highest untrusted scores, so many as ``share`` of the class, put above
+        all others.
+        """
+        check_scores(scores)
         told = {}
         for label in np.unique(labels):
-            own = labels == label
-            parts = scores[own & ~trusted], scores[own & trusted], scores[~own]
-            told[int(label)] = min(_chance(*parts[:2]), _plateau(*parts))
+            own, raised = labels == label, scores.astype(np.float64)
+            untrusted = np.flatnonzero(own & ~trusted)
+            part = untrusted[np.argsort(scores[untrusted])[::-1][: int(share * own.sum())]]
+            raised[part] += 1.0 + np.ptp(scores)
+            told[int(label)] = self._stands_out(raised, own, trusted)
         return told
+
+    def _stands_out(self, scores: np.ndarray, own: np.ndarray, trusted: np.ndarray) -> float:
+        parts = scores[own & ~trusted], scores[own & trusted], scores[~own]
+        return min(_chance(*parts[:2]), _plateau(*parts))
 
     def __call__(self, scores: np.ndarray, labels: np.ndarray, trusted: np.ndarray) -> np.ndarray:
         """Those that stand out; see :class:`SuspectRule`."""
