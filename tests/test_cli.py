@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from counterdoor.catalogue import catalogue
-from counterdoor.cli import ReadableError, answering, cli, message, readable, spelt_out
+from counterdoor.cli import ReadableError, cli, message, readable
 from counterdoor.config import ConfigError
 from counterdoor.recipe import Recipe
 from counterdoor.results import RESULTS
@@ -598,80 +598,3 @@ def test_a_refused_run_leaves_nothing_behind(answers):
 
 
 # --- short names, and data of unknown origin -------------------------------------------
-
-UNKNOWN = {
-    "attack_name": "none",
-    "labeler_name": "nc",
-    "detect": {"suspect_ratio": "adaptive"},
-    "relabel": {"trusted_stamps": 0},
-}
-
-
-def test_paths_have_short_names():
-    given = {"source_path": "x", "trusted_path": "y", "ingest": {"source": {"image_size": 8}}}
-    source = {"image_size": 8, "path": "x"}
-    assert spelt_out(given, []) == {"ingest": {"source": source, "trusted_path": "y"}}
-    assert given["ingest"] == {"source": {"image_size": 8}}
-    assert spelt_out({"seed": 3}, ["warmup"]) == {"seed": 3}
-
-
-def test_of_data_of_unknown_origin_nothing_is_assumed():
-    assert spelt_out({"seed": 3}, ["defend"]) == {
-        **UNKNOWN,
-        "seed": 3,
-        "ingest": {"trusted_share": 0},
-    }
-
-
-def test_who_has_trusted_images_keeps_the_labeler_that_uses_them():
-    assert spelt_out({"trusted_path": "y"}, ["defend"]) == {
-        "attack_name": "none",
-        "detect": {"suspect_ratio": "adaptive"},
-        "ingest": {"trusted_path": "y"},
-    }
-
-
-def test_what_is_given_stays():
-    given = {
-        "attack_name": "blend",
-        "labeler_name": "drop",
-        "detect": {"suspect_ratio": 0.1, "detector": {"name": "ln"}},
-        "relabel": {"trusted_stamps": 2, "calm_stamps": 0.1},
-        "ingest": {"trusted_share": 0.3},
-    }
-    assert spelt_out(given, ["defend"]) == given
-
-
-class Made:
-    """What a run leaves in the catalog."""
-
-    def __init__(self, data=None):
-        self.data = data
-
-    def load(self):
-        return self.data
-
-    def _get_load_path(self):
-        return "somewhere/suspects_page.html"
-
-
-@pytest.mark.parametrize(
-    ("answer", "code"), [("evidence", 3), ("undecided", 4), ("no evidence", 0)]
-)
-def test_defend_says_its_verdict_and_exits_by_it(capsys, answer, code):
-    verdict = {"answer": answer, "chance": 0.02, "suspects": 7, "reasons": ["Because."]}
-    made = {"verdict": Made(verdict), "suspects_page": Made()}
-    run = answering(lambda **given: made)
-    with pytest.raises(SystemExit) as stopped:
-        run(pipelines=["defend"], pipeline=None, params={})
-    assert stopped.value.code == code
-    told = capsys.readouterr().out
-    assert "Because." in told
-    assert "somewhere/suspects_page.html" in told
-    assert {3: "There is evidence", 4: "Undecided", 0: "There is no evidence"}[code] in told
-    assert run(pipelines=["export"], pipeline=None, params={}) == made
-
-
-def test_a_part_of_defend_without_verdict_says_none(capsys):
-    assert answering(lambda **given: {})(pipelines=["defend"], params={}) == {}
-    assert capsys.readouterr().out == ""

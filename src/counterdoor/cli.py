@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -14,19 +14,11 @@ import click
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import KedroCliError, _split_params
 
+from counterdoor.defending import OPTIONS, answering, project_path
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-
-EVIDENCE, UNDECIDED = 3, 4
-"""Exit codes of ``kedro run --pipelines defend``; 0 is no evidence, others are errors."""
-
-SHOWN = {
-    "suspects_page": "suspects",
-    "cleaned": "the others",
-    "hardened_onnx": "the net (ONNX)",
-    "model_card": "its card",
-}
 
 WIDE = ("started", "undefended_ba", "ca_drop", "ca_drop_worst_class")
 """Columns that the printed table leaves out unless asked for."""
@@ -77,71 +69,10 @@ def cli() -> None:
     """Commands of counterdoor."""
 
 
-def spelt_out(params: Mapping[str, Any], pipelines: Iterable[str]) -> dict[str, Any]:
-    """Run parameters with their short names in full, and what the pipeline ``defend`` implies.
-
-    ``source_path`` is ``ingest.source.path``, and ``trusted_path`` ``ingest.trusted_path``. Of
-    data of unknown origin nothing is known: there is no attack to make, as many are suspected
-    as stand out, and without trusted images nobody is trusted and the labeler is ``nc``. What
-    is given stays.
-    """
-    given = {
-        key: dict(value) if isinstance(value, Mapping) else value for key, value in params.items()
-    }
-    ingest = dict(given.get("ingest", {}))
-    if "source_path" in given:
-        ingest["source"] = {**ingest.get("source", {}), "path": str(given.pop("source_path"))}
-    if "trusted_path" in given:
-        ingest["trusted_path"] = str(given.pop("trusted_path"))
-    if "defend" in pipelines:
-        given.setdefault("attack_name", "none")
-        given["detect"] = {"suspect_ratio": "adaptive", **given.get("detect", {})}
-        if ingest.get("trusted_path") is None:
-            ingest.setdefault("trusted_share", 0)
-            given.setdefault("labeler_name", "nc")
-            given["relabel"] = {"trusted_stamps": 0, **given.get("relabel", {})}
-    return given | ({"ingest": ingest} if ingest else {})
-
-
-def answering(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap ``kedro run``: parameters are :func:`spelt_out`, and ``defend`` says its verdict.
-
-    Its exit code is then 0 for no evidence of poisoning, :data:`EVIDENCE` or
-    :data:`UNDECIDED`.
-    """
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        selected = [
-            name for name in (kwargs.get("pipeline"), *(kwargs.get("pipelines") or ())) if name
-        ]
-        kwargs["params"] = spelt_out(kwargs.get("params") or {}, selected)
-        made = command(*args, **kwargs)
-        if "defend" in selected and "verdict" in made:
-            sys.exit(_tell(made))
-        return made
-
-    return wrapper
-
-
-def _tell(made: Mapping[str, Any]) -> int:
-    """Print the verdict and where things lie; gives back the exit code."""
-    from counterdoor.verdict import Verdict
-
-    verdict = Verdict.model_validate(made["verdict"].load())
-    click.secho(f"\n{verdict.words}", bold=True)
-    for reason in verdict.reasons:
-        click.echo(f"  {reason}")
-    click.echo("")
-    for name, what in SHOWN.items():
-        if name in made:
-            click.echo(f"  {what:<14} {made[name]._get_load_path()}")
-    return {"evidence": EVIDENCE, "undecided": UNDECIDED}.get(verdict.answer, 0)
-
-
 run = kedro_run
 assert run.callback is not None
 run.callback = readable(answering(run.callback))
+run.params += OPTIONS
 cli.add_command(run)
 
 
@@ -159,7 +90,7 @@ def results(
     """Print one row a run from MLflow, newest first."""
     from counterdoor.results import Results
 
-    found = Results.read(_project_path(), where=where, limit=1 if last else limit)
+    found = Results.read(project_path(), where=where, limit=1 if last else limit)
     if last and form == "table":
         _print_last(found)
     else:
@@ -248,7 +179,7 @@ def predict(paths: tuple[Path, ...], file: Path | None, form: str) -> None:
 
 
 def _newest_hardened() -> Path:
-    found = _project_path().glob("data/06_models/**/hardened.safetensors/*/hardened.safetensors")
+    found = project_path().glob("data/06_models/**/hardened.safetensors/*/hardened.safetensors")
     newest = max(found, key=lambda each: each.parent.name, default=None)
     if newest is None:
         raise ValueError(
@@ -393,7 +324,7 @@ def table(
     from counterdoor import table as tables
     from counterdoor.comparison import read_grid
 
-    project = _project_path()
+    project = project_path()
     environment = cells.environment(
         int(cpus) if engine == "ray" else (os.cpu_count() or 1) // at_once
     )
@@ -436,13 +367,6 @@ def _some_images(where: str, limit: int) -> tuple["np.ndarray", "np.ndarray", tu
     data = TypeAdapter(Source).validate_python(chosen)()
     rows = np.linspace(0, len(data.labels) - 1, min(limit, len(data.labels))).astype(np.int64)
     return data.images_nchw[rows], data.labels[rows], data.class_names
-
-
-def _project_path() -> Path:
-    from kedro.utils import find_kedro_project
-
-    found = find_kedro_project(Path.cwd())
-    return Path(found) if found else Path.cwd()
 
 
 def _print_table(table: "pd.DataFrame", form: str) -> None:

@@ -221,16 +221,22 @@ class PathHooks:
         the variant.
         """
         params = inputs.get("params:ingest")
-        source: Any = getattr(params, "source", None)
-        if params is None or not hasattr(source, "path"):
+        if params is None or not hasattr(params.source, "path"):
             return None
-        full = source.model_copy(update={"path": self._in_full(source.path)})
-        trusted = params.trusted_path
-        paths = {"trusted_path": None if trusted is None else self._in_full(trusted)}
-        return {"params:ingest": params.model_copy(update={"source": full, **paths})}
+        return {"params:ingest": in_full(params, self._project)}
 
-    def _in_full(self, path: str) -> str:
-        return str(self._project / Path(path).expanduser())
+
+def in_full(params: IngestParams, project: Path) -> IngestParams:
+    """The parameters with paths that do not depend on the working directory."""
+    source: Any = params.source
+    if not hasattr(source, "path"):
+        return params
+    full = {
+        "source": source.model_copy(update={"path": str(project / Path(source.path).expanduser())})
+    }
+    if params.trusted_path is not None:
+        full["trusted_path"] = str(project / Path(params.trusted_path).expanduser())
+    return params.model_copy(update=full)
 
 
 class CheckpointHooks:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.features.learnt import KEY, NONE, is_learnt
+from counterdoor.forecast import needs_features
 from counterdoor.ledger import check_ledger
 from counterdoor.params import (
     USUAL_DEFENCE,
@@ -83,7 +84,7 @@ def check_plan(
         train.recipe.augment.check_stamp(used, mean)
         contrast = stamp_contrast(images, used, mean)
     check_net(model.root, images, len(info["class_names"]))
-    if _features_needed(detect, relabel, defence):
+    if needs_features(detect, relabel, defence.root):
         features.root.check(model.root, images)
     chosen.check(images, ledger, len(info["class_names"]), model.root)
     return {
@@ -192,15 +193,10 @@ def learn_features(
     """
     if cached is not None and is_learnt(cached):
         return {"features": dict(cached)}
-    if not _features_needed(detect, relabel, defence):
+    if not needs_features(detect, relabel, defence.root):
         return {"features": dict(NONE)}
     learnt = params.root(images, model=model.root, seed=seed, engine=engine)
     return {"features": {KEY: torch.from_numpy(learnt)}}
-
-
-def _features_needed(detect: DetectParams, relabel: RelabelParams, defence: DefenceParams) -> bool:
-    by_detector = defence.root.needs_suspects and "features" in detect.detector.needs
-    return by_detector or (defence.root.needs_pseudo_labels and relabel.labeler.needs_features)
 
 
 def _train(

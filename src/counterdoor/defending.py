@@ -1,0 +1,299 @@
+"""``kedro run --pipelines defend``: what it implies, what it will cost, and what it answers."""
+
+import copy
+import functools
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from counterdoor.forecast import Forecast
+
+EVIDENCE, UNDECIDED = 3, 4
+"""Exit codes of ``kedro run --pipelines defend``; 0 is no evidence, others are errors."""
+
+SHOWN = {
+    "suspects_page": "suspects",
+    "cleaned": "the others",
+    "hardened_onnx": "the net (ONNX)",
+    "model_card": "its card",
+}
+"""What the answer points to, and what people call it."""
+
+EXPORT_SECONDS = 20.0
+"""What the exports and their copies take, about, whatever the data."""
+
+OPTIONS: list[click.Parameter] = [
+    click.Option(
+        ["--dry-run"],
+        is_flag=True,
+        help="With --pipelines defend: read and check the images, measure the speed of a few "
+        "batches, say what would be done and what it would take. Writes nothing.",
+    ),
+    click.Option(["--quiet"], is_flag=True, help="No log but warnings."),
+    click.Option(
+        ["--json"],
+        "as_json",
+        is_flag=True,
+        help="With --pipelines defend: one JSON object on standard output in place of text; "
+        "quiet as well.",
+    ),
+]
+"""Of ``kedro run``, besides Kedro's own."""
+
+
+def spelt_out(params: Mapping[str, Any], pipelines: Iterable[str]) -> dict[str, Any]:
+    """Run parameters with their short names in full, and what the pipeline ``defend`` implies.
+
+    ``source_path`` is ``ingest.source.path``, and ``trusted_path`` ``ingest.trusted_path``. Of
+    data of unknown origin nothing is known: there is no attack to make, as many are suspected
+    as stand out, and without trusted images nobody is trusted and the labeler is ``nc``. What
+    is given stays.
+    """
+    given = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in params.items()
+    }
+    ingest = dict(given.get("ingest", {}))
+    if "source_path" in given:
+        ingest["source"] = {**ingest.get("source", {}), "path": str(given.pop("source_path"))}
+    if "trusted_path" in given:
+        ingest["trusted_path"] = str(given.pop("trusted_path"))
+    if "defend" in pipelines:
+        given.setdefault("attack_name", "none")
+        given["detect"] = {"suspect_ratio": "adaptive", **given.get("detect", {})}
+        if ingest.get("trusted_path") is None:
+            ingest.setdefault("trusted_share", 0)
+            given.setdefault("labeler_name", "nc")
+            given["relabel"] = {"trusted_stamps": 0, **given.get("relabel", {})}
+    return given | ({"ingest": ingest} if ingest else {})
+
+
+def answering(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``kedro run``: parameters are :func:`spelt_out`, and ``defend`` says its verdict.
+
+    Its exit code is then 0 for no evidence of poisoning, :data:`EVIDENCE` or
+    :data:`UNDECIDED`. It takes :data:`OPTIONS`, and the parameter ``max_minutes``: the trainings
+    are then cut so that the run takes about so long.
+    """
+
+    @functools.wraps(command)
+    def wrapper(
+        *args: Any, dry_run: bool = False, quiet: bool = False, as_json: bool = False, **kwargs: Any
+    ) -> Any:
+        selected = [
+            name for name in (kwargs.get("pipeline"), *(kwargs.get("pipelines") or ())) if name
+        ]
+        given = dict(kwargs.get("params") or {})
+        minutes = given.pop("max_minutes", None)
+        if "defend" not in selected and (dry_run or as_json or minutes is not None):
+            raise ValueError("--dry-run, --json and max_minutes go with --pipelines defend alone")
+        params = kwargs["params"] = spelt_out(given, selected)
+        note = _note(params, kwargs.get("env"))
+        with _quietly(quiet or as_json):
+            if dry_run or minutes is not None:
+                limit = None if minutes is None else _positive(minutes)
+                epochs = _noted(note, limit)
+                if dry_run or epochs is None:
+                    plan, about = look_ahead(params, kwargs.get("env"), kwargs.get("conf_source"))
+                    if epochs is None and limit is not None:
+                        spent = about["reading_seconds"] + EXPORT_SECONDS
+                        epochs = plan.within(60.0 * limit, besides=spent)
+                if dry_run:
+                    _tell_plan(plan.cut(epochs or {}), about, as_json)
+                    return None
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(json.dumps({"minutes": limit, "epochs": epochs}))
+                kwargs["params"] = _with_epochs(params, epochs or {})
+            made = command(*args, **kwargs)
+        note.unlink(missing_ok=True)
+        if "defend" in selected and "verdict" in made:
+            sys.exit(_tell(made, as_json))
+        return made
+
+    return wrapper
+
+
+def _positive(minutes: Any) -> float:
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
+        raise ValueError(f"max_minutes is {minutes!r}; it must be a number above 0")
+    return float(minutes)
+
+
+@contextmanager
+def _quietly(quiet: bool) -> Iterator[None]:
+    """Inside the block, consoles show warnings alone; what listens for records hears them all."""
+    shown = [each for each in logging.getLogger().handlers if type(each) is logging.StreamHandler]
+    levels = [each.level for each in shown]
+    if quiet:
+        for each in shown:
+            each.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for each, level in zip(shown, levels, strict=True):
+            each.setLevel(level)
+
+
+def _note(params: Mapping[str, Any], env: str | None) -> Path:
+    """Where it stands what these parameters' ``max_minutes`` was found to mean.
+
+    A run that was killed goes on with the same epochs.
+    """
+    named = json.dumps([params, env], sort_keys=True, default=str)
+    name = f"max_minutes-{hashlib.sha256(named.encode()).hexdigest()[:12]}.json"
+    return project_path() / "data" / "checkpoints" / name
+
+
+def _noted(note: Path, minutes: float | None) -> dict[str, int] | None:
+    if minutes is None or not note.exists():
+        return None
+    found = json.loads(note.read_text())
+    return found["epochs"] if found["minutes"] == minutes else None
+
+
+def _with_epochs(params: Mapping[str, Any], epochs: Mapping[str, int]) -> dict[str, Any]:
+    """The parameters with other epochs, by dotted key; the ones given stay as they are."""
+    changed = copy.deepcopy(dict(params))
+    for key, value in epochs.items():
+        *path, last = key.split(".")
+        place = changed
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    told = ", ".join(f"{key}={value}" for key, value in epochs.items())
+    logging.getLogger("counterdoor").info("max_minutes: %s", told or "nothing has to be cut")
+    return changed
+
+
+def look_ahead(
+    params: dict[str, Any], env: str | None, conf_source: str | None
+) -> tuple["Forecast", dict[str, Any]]:
+    """Read and check the images as a run of ``defend`` would, and forecast it; write nothing.
+
+    Returns:
+        The forecast, and plain values about the images.
+
+    Raises:
+        ValueError: whatever the run itself would refuse before its first training, and if
+            the disk has too little room.
+    """
+    from kedro.framework.project import pipelines, settings
+
+    from counterdoor.forecast import forecast
+    from counterdoor.hooks import PreflightHooks, in_full
+    from counterdoor.params import FeaturesParams, IngestParams
+    from counterdoor.pipelines.ingest.nodes import ingest
+    from counterdoor.pipelines.warmup.nodes import check_plan
+
+    create = {"env": env, "conf_source": conf_source, "runtime_params": params}
+    with settings.SESSION_CLASS.create(**create) as session:
+        context = session.load_context()
+        catalog, project = context.catalog, Path(context.project_path)
+        PreflightHooks().before_pipeline_run({}, pipelines["defend"], catalog)
+        names = ("warmup", "detect", "relabel", "train", "defence", "model", "engine", "stamp")
+        chosen = {name: catalog.load(f"params:{name}") for name in names}
+        chosen["features"] = FeaturesParams.model_validate(catalog.load("params:features"))
+        reading = in_full(IngestParams.model_validate(catalog.load("params:ingest")), project)
+        started = time.perf_counter()
+        read = ingest(reading, catalog.load("params:seed"))
+        seconds = time.perf_counter() - started
+    images, ledger, info = read["images"], read["ledger"], read["info"]
+    stamp = chosen.pop("stamp")
+    checked = {name: each for name, each in chosen.items() if name != "engine"}
+    check_plan(images, ledger, info, stamp=stamp, **checked)
+    with _quietly(True):  # of the batches that are tried
+        plan = forecast(images, ledger, info, **chosen)
+    free = shutil.disk_usage(project).free
+    if plan.disk > free:
+        raise ValueError(
+            f"the run would write about {plan.disk / 1e6:,.0f} MB, but {project} has "
+            f"{free / 1e6:,.0f} MB free; make room, or run the project from another disk"
+        )
+    counts = {name: info[name] for name in ("n_train", "n_test", "n_trusted", "n_rejected")}
+    about = {
+        **counts,
+        "classes": len(info["class_names"]),
+        "image_shape": info["image_shape"],
+        "reading_seconds": round(seconds, 1),
+        "free_bytes": free,
+    }
+    return plan, about
+
+
+def _tell_plan(plan: "Forecast", about: Mapping[str, Any], as_json: bool) -> None:
+    """Print what a run would do and take."""
+    if as_json:
+        rows = [
+            {
+                "stage": each.stage,
+                "images": each.images,
+                "epochs": each.recipe.epochs,
+                "images_per_second": round(each.rate, 1),
+                "seconds": round(each.seconds, 1),
+            }
+            for each in plan.trainings
+        ]
+        whole = {"seconds": round(plan.seconds, 1), "disk_bytes": plan.disk}
+        click.echo(json.dumps({**about, "trainings": rows, **whole}))
+        return
+    shape = "x".join(str(size) for size in about["image_shape"])
+    click.echo(
+        f"{about['n_train']:,} images of {about['classes']} classes to train on, "
+        f"{about['n_test']:,} held out, {shape} each; {about['n_trusted']:,} are trusted, "
+        f"{about['n_rejected']:,} files cannot be read. "
+        f"Reading took {about['reading_seconds']:.0f} s."
+    )
+    for each in plan.trainings:
+        click.echo(
+            f"  {each.stage:<9} {each.recipe.epochs:>5} epochs of {each.images:,} images, "
+            f"{each.rate:,.0f} images/s: {_duration(each.seconds)}"
+        )
+    click.echo(f"  {'all else':<9} {_duration(plan.predicting + EXPORT_SECONDS)}")
+    total = plan.seconds + about["reading_seconds"] + EXPORT_SECONDS
+    click.echo(
+        f"In all about {_duration(total)} and {plan.disk / 1e6:,.0f} MB of disk "
+        f"({about['free_bytes'] / 1e9:,.0f} GB are free). Nothing was written."
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _tell(made: Mapping[str, Any], as_json: bool) -> int:
+    """Print the verdict and where things lie; gives back the exit code."""
+    from counterdoor.verdict import Verdict
+
+    verdict = Verdict.model_validate(made["verdict"].load())
+    code = {"evidence": EVIDENCE, "undecided": UNDECIDED}.get(verdict.answer, 0)
+    files = {name: str(made[name]._get_load_path()) for name in SHOWN if name in made}
+    if as_json:
+        told = verdict.model_dump(mode="json")
+        click.echo(json.dumps({**told, "exit_code": code, "files": files}))
+        return code
+    click.secho(f"\n{verdict.words}", bold=True)
+    for reason in verdict.reasons:
+        click.echo(f"  {reason}")
+    click.echo("")
+    for name, file in files.items():
+        click.echo(f"  {SHOWN[name]:<14} {file}")
+    return code
+
+
+def project_path() -> Path:
+    """The folder of the project that the working directory is in, or that directory."""
+    from kedro.utils import find_kedro_project
+
+    found = find_kedro_project(Path.cwd())
+    return Path(found) if found else Path.cwd()

@@ -1,0 +1,216 @@
+"""The run parameters of ``defend``, its budget, and what it answers."""
+
+import io
+import json
+import logging
+
+import pytest
+
+from counterdoor import defending
+from counterdoor.defending import answering, spelt_out
+from counterdoor.forecast import Forecast, Training
+from counterdoor.recipe import Recipe
+
+UNKNOWN = {
+    "attack_name": "none",
+    "labeler_name": "nc",
+    "detect": {"suspect_ratio": "adaptive"},
+    "relabel": {"trusted_stamps": 0},
+}
+
+
+def test_paths_have_short_names():
+    given = {"source_path": "x", "trusted_path": "y", "ingest": {"source": {"image_size": 8}}}
+    source = {"image_size": 8, "path": "x"}
+    assert spelt_out(given, []) == {"ingest": {"source": source, "trusted_path": "y"}}
+    assert given["ingest"] == {"source": {"image_size": 8}}
+    assert spelt_out({"seed": 3}, ["warmup"]) == {"seed": 3}
+
+
+def test_of_data_of_unknown_origin_nothing_is_assumed():
+    assert spelt_out({"seed": 3}, ["defend"]) == {
+        **UNKNOWN,
+        "seed": 3,
+        "ingest": {"trusted_share": 0},
+    }
+
+
+def test_who_has_trusted_images_keeps_the_labeler_that_uses_them():
+    assert spelt_out({"trusted_path": "y"}, ["defend"]) == {
+        "attack_name": "none",
+        "detect": {"suspect_ratio": "adaptive"},
+        "ingest": {"trusted_path": "y"},
+    }
+
+
+def test_what_is_given_stays():
+    given = {
+        "attack_name": "blend",
+        "labeler_name": "drop",
+        "detect": {"suspect_ratio": 0.1, "detector": {"name": "ln"}},
+        "relabel": {"trusted_stamps": 2, "calm_stamps": 0.1},
+        "ingest": {"trusted_share": 0.3},
+    }
+    assert spelt_out(given, ["defend"]) == given
+
+
+class Made:
+    """What a run leaves in the catalog."""
+
+    def __init__(self, data=None):
+        self.data = data
+
+    def load(self):
+        return self.data
+
+    def _get_load_path(self):
+        return "somewhere/suspects_page.html"
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"), [("evidence", 3), ("undecided", 4), ("no evidence", 0)]
+)
+def test_defend_says_its_verdict_and_exits_by_it(capsys, answer, code):
+    verdict = {"answer": answer, "chance": 0.02, "suspects": 7, "reasons": ["Because."]}
+    made = {"verdict": Made(verdict), "suspects_page": Made()}
+    run = answering(lambda **given: made)
+    with pytest.raises(SystemExit) as stopped:
+        run(pipelines=["defend"], pipeline=None, params={})
+    assert stopped.value.code == code
+    told = capsys.readouterr().out
+    assert "Because." in told
+    assert "somewhere/suspects_page.html" in told
+    assert {3: "There is evidence", 4: "Undecided", 0: "There is no evidence"}[code] in told
+    assert run(pipelines=["export"], pipeline=None, params={}) == made
+
+
+def test_as_json_it_is_one_object(capsys):
+    verdict = {"answer": "evidence", "chance": 0.02, "suspects": 7, "reasons": ["Because."]}
+    made = {"verdict": Made(verdict), "suspects_page": Made()}
+    with pytest.raises(SystemExit) as stopped:
+        answering(lambda **given: made)(pipelines=["defend"], params={}, as_json=True)
+    assert stopped.value.code == 3
+    files = {"suspects_page": "somewhere/suspects_page.html"}
+    assert json.loads(capsys.readouterr().out) == {**verdict, "exit_code": 3, "files": files}
+
+
+@pytest.mark.parametrize("given", [{"dry_run": True}, {"as_json": True}, {"max_minutes": 3}])
+def test_what_is_of_defend_alone_is_refused_elsewhere(given):
+    params = {name: value for name, value in given.items() if name == "max_minutes"}
+    options = {name: value for name, value in given.items() if name != "max_minutes"}
+    with pytest.raises(ValueError, match="go with --pipelines defend alone"):
+        answering(lambda **given: {})(pipelines=[], params=params, **options)
+
+
+@pytest.mark.parametrize("minutes", [0, -1, True, "long", float("nan")])
+def test_a_budget_is_a_number_above_0(minutes):
+    run = answering(lambda **given: {})
+    with pytest.raises(ValueError, match=r"max_minutes is .*; it must be a number above 0"):
+        run(pipelines=["defend"], params={"max_minutes": minutes})
+
+
+class Log:
+    """A console beside pytest's own handlers, as the project has one."""
+
+    def __enter__(self):
+        self.stream = io.StringIO()
+        self.handler = logging.StreamHandler(self.stream)
+        logging.getLogger().addHandler(self.handler)
+        return self
+
+    def __exit__(self, *_):
+        logging.getLogger().removeHandler(self.handler)
+
+    @property
+    def text(self):
+        return self.stream.getvalue()
+
+
+@pytest.mark.parametrize(("quiet", "as_json"), [(False, False), (True, False), (False, True)])
+def test_a_quiet_run_shows_warnings_alone_and_listeners_hear_all(caplog, quiet, as_json):
+    logger = logging.getLogger("counterdoor.tests")
+    caplog.set_level(logging.INFO, logger.name)
+
+    def command(**given):
+        logger.info("an epoch")
+        logger.warning("beware")
+        return {}
+
+    with Log() as log:
+        answering(command)(pipelines=["defend"], params={}, quiet=quiet, as_json=as_json)
+        assert ("an epoch" in log.text) == (not (quiet or as_json))
+        assert "beware" in log.text
+        logger.info("afterwards")
+        assert "afterwards" in log.text
+    assert [each.message for each in caplog.records] == ["an epoch", "beware", "afterwards"]
+
+
+@pytest.fixture
+def ahead(monkeypatch, tmp_path):
+    """A project where a look ahead finds 60 + 600 seconds of training, and 20 besides."""
+    monkeypatch.chdir(tmp_path)
+    looks = []
+
+    def look(params, env, conf_source):
+        looks.append(params)
+        trainings = [
+            Training("warmup", None, Recipe(epochs=10), 600, rate=100.0),
+            Training("train", "train.recipe.epochs", Recipe(epochs=40), 1500, rate=100.0),
+        ]
+        about = {
+            **dict.fromkeys(("n_train", "n_test", "n_trusted", "n_rejected"), 5),
+            "classes": 2,
+            "image_shape": [3, 8, 8],
+            "reading_seconds": 10.0,
+            "free_bytes": 10**12,
+        }
+        return Forecast(trainings, 10.0, 3 * 10**6), about
+
+    monkeypatch.setattr(defending, "look_ahead", look)
+    return looks
+
+
+def test_a_dry_run_tells_and_does_nothing(ahead, tmp_path, capsys):
+    def command(**given):
+        raise AssertionError("it ran")
+
+    answering(command)(pipelines=["defend"], params={}, dry_run=True)
+    told = capsys.readouterr().out
+    assert "40 epochs of 1,500 images, 100 images/s: 10 min" in told
+    assert "In all about 12 min and 3 MB of disk" in told
+    params = {"max_minutes": 7}
+    answering(command)(pipelines=["defend"], params=params, dry_run=True, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert [each["epochs"] for each in told["trainings"]] == [10, 20]
+    assert told["seconds"] == 10.0 + 60.0 + 300.0
+    assert told["disk_bytes"] == 3 * 10**6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_cut_to_its_budget_and_after_a_kill_to_the_same(ahead, tmp_path):
+    ran = []
+
+    def command(*, killed=False, **given):
+        ran.append(given["params"])
+        if killed:
+            raise KeyboardInterrupt
+        return {}
+
+    params = {"max_minutes": 7, "train": {"recipe": {"batch_size": 32}}}
+    run = answering(command)
+    with pytest.raises(KeyboardInterrupt):
+        run(pipelines=["defend"], params=params, killed=True)
+    run(pipelines=["defend"], params=params)
+    assert ran[0]["train"]["recipe"] == {"batch_size": 32, "epochs": 20}
+    assert ran[1] == ran[0]
+    assert "max_minutes" not in ran[0]
+    assert len(ahead) == 1
+    assert not list(tmp_path.rglob("*.json"))
+    run(pipelines=["defend"], params={**params, "max_minutes": 100})
+    assert ran[2]["train"]["recipe"] == {"batch_size": 32}
+    assert params["train"] == {"recipe": {"batch_size": 32}}
+
+
+def test_a_part_of_defend_without_verdict_says_none(capsys):
+    assert answering(lambda **given: {})(pipelines=["defend"], params={}) == {}
+    assert capsys.readouterr().out == ""
