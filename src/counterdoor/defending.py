@@ -41,8 +41,7 @@ OPTIONS: list[click.Parameter] = [
     ),
     click.Option(["--quiet"], is_flag=True, help="No log but warnings."),
     click.Option(
-        ["--json"],
-        "as_json",
+        ["--json", "as_json"],
         is_flag=True,
         help="With --pipelines defend: one JSON object on standard output in place of text; "
         "quiet as well.",
@@ -212,10 +211,10 @@ def look_ahead(
     check_plan(images, ledger, info, stamp=stamp, **checked)
     with _quietly(True):  # of the batches that are tried
         plan = forecast(images, ledger, info, **chosen)
-    free = shutil.disk_usage(project).free
+    free = shutil.disk_usage(project / "data").free
     if plan.disk > free:
         raise ValueError(
-            f"the run would write about {plan.disk / 1e6:,.0f} MB, but {project} has "
+            f"the run would write about {plan.disk / 1e6:,.0f} MB, but {project / 'data'} has "
             f"{free / 1e6:,.0f} MB free; make room, or run the project from another disk"
         )
     counts = {name: info[name] for name in ("n_train", "n_test", "n_trusted", "n_rejected")}
