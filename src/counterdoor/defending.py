@@ -23,8 +23,10 @@ EVIDENCE, UNDECIDED = 3, 4
 
 SHOWN = {
     "suspects_page": "suspects",
+    "suspects": "as a table",
     "cleaned": "the others",
-    "hardened_onnx": "the net (ONNX)",
+    "hardened": "the net",
+    "hardened_onnx": "as ONNX",
     "model_card": "its card",
 }
 """What the answer points to, and what people call it."""
