@@ -86,12 +86,15 @@ def project_copy(folder: Path) -> Path:
     return folder
 
 
-def resolved_parameters(env: str | None = None) -> dict[str, Any]:
-    """The parameters that a plain ``kedro run`` uses, or one with ``--env``."""
+def resolved_parameters(
+    env: str | None = None, given: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The parameters that a ``kedro run`` uses with ``--env`` and ``--params``, or without."""
     from counterdoor.config import VariantConfigLoader
     from counterdoor.settings import CONFIG_LOADER_ARGS
 
-    return VariantConfigLoader(str(ROOT / "conf"), env=env, **CONFIG_LOADER_ARGS)["parameters"]
+    options = {**CONFIG_LOADER_ARGS, "runtime_params": given}
+    return VariantConfigLoader(str(ROOT / "conf"), env=env, **options)["parameters"]
 
 
 def timed(command: list[str], cwd: Path) -> tuple[float, str]:

@@ -25,16 +25,18 @@ from counterdoor.metrics import detection_rates
 from counterdoor.pipelines.attack.nodes import attack
 from counterdoor.pipelines.detect.nodes import detect
 from counterdoor.pipelines.ingest.nodes import ingest
-from counterdoor.pipelines.warmup.nodes import warm_up
+from counterdoor.pipelines.warmup.nodes import learn_features, train_plain, warm_up
 
 RULES: dict[str, SuspectRule] = {"adaptive": Adaptive(), "fixed": Fixed()}
 
 
-def parameters_of(options: argparse.Namespace) -> dict[str, Any]:
+def parameters_of(
+    options: argparse.Namespace, given: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The parameters of the embedded default, or of CIFAR-10 with a narrower net."""
     if options.parquet is None:
-        return resolved_parameters()
-    parameters = resolved_parameters("cifar10")
+        return resolved_parameters(None, given)
+    parameters = resolved_parameters("cifar10", given)
     source = {"name": "parquet", "path": options.parquet, "limit": options.images}
     parameters["ingest"]["source"] = source
     parameters["model"] |= {"widths": options.widths}
@@ -51,9 +53,18 @@ def scored_case(
     images, ledger = bad["images"], bad["ledger"]
     model = p.ModelParams.model_validate(parameters["model"])
     warming = p.WarmupParams.model_validate(parameters["warmup"])
-    net = warm_up(images, ledger, info, {}, warming, model, seed, engine)["net"]
     detecting = p.DetectParams.model_validate(parameters["detect"])
-    scored = detect(images, ledger, info, net, net, detecting, seed, engine)["ledger"]
+    learning = p.FeaturesParams.model_validate(parameters["features"])
+    relabelling = p.RelabelParams.model_validate({"labeler": {"name": "drop"}, "trusted_stamps": 0})
+    net = warm_up(images, ledger, info, {}, warming, model, seed, engine)["net"]
+    plain = train_plain(images, ledger, info, {}, warming, model, seed, engine)["net"]
+    features = learn_features(
+        images, {}, learning, model, detecting, relabelling, seed, engine=engine
+    )["features"]
+    found = detect(
+        images, ledger, info, net, plain, detecting, seed, engine=engine, features=features
+    )
+    scored = found["ledger"]
     return scored, bad["oracle"]["is_poisoned"].to_numpy()
 
 

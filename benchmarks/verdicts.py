@@ -23,6 +23,7 @@ from attack_strength import Records
 from suspect_share import parameters_of, scored_case
 
 from counterdoor import params as p
+from counterdoor.defending import spelt_out
 from counterdoor.pipelines.ingest.nodes import ingest
 from counterdoor.tracking import commit_tags, hardware
 from counterdoor.verdict import Judge
@@ -40,7 +41,8 @@ def case(parameters: dict[str, Any], name: str, ratio: float, seed: int) -> dict
     share = min(ratio * len(info["class_names"]), 0.9) if name == "sig" else ratio
     adversary = {"name": name, **({"poison_ratio": share} if ratio else {})}
     scored, poisoned = scored_case(parameters, read, adversary, seed)
-    verdict = Judge()(scored, info["class_names"])
+    detector = p.DetectParams.model_validate(parameters["detect"]).detector
+    verdict = Judge()(scored, info["class_names"], in_parts=detector.in_parts)
     hit = int((poisoned & scored["suspect"].to_numpy()).sum())
     return {
         "answer": verdict.answer,
@@ -56,15 +58,20 @@ def table(records: Path) -> str:
     """Markdown: how often each answer was given, a row a data set, attack and ratio."""
     found = pd.DataFrame([json.loads(line) for line in records.read_text().splitlines()])
     rows = [
-        "| data | attack | poisoned | n | evidence | undecided | no evidence | precision | found |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| detector | data | attack | poisoned | n | evidence | undecided | no evidence "
+        "| precision | found |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (data, name, ratio), each in found.groupby(["data", "attack", "ratio"], sort=False):
+    found["detector"] = (
+        found.get("detector", pd.Series(dtype=str)).reindex(found.index).fillna("lga")
+    )
+    keys = ["detector", "data", "attack", "ratio"]
+    for (detector, data, name, ratio), each in found.groupby(keys, sort=False):
         answers = [str((each["answer"] == answer).sum()) for answer in ANSWERS]
         suspects, hit = each["suspects"].sum(), each["suspects_poisoned"].sum()
         precision = f"{hit / suspects:.1%}" if suspects else ""
         part = f"{hit / each['poisoned'].sum():.1%}" if ratio else ""
-        cells = [data, name, f"{ratio:.0%}", str(len(each)), *answers, precision, part]
+        cells = [detector, data, name, f"{ratio:.0%}", str(len(each)), *answers, precision, part]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -76,6 +83,7 @@ def main() -> None:
     parser.add_argument("--parquet", help="CIFAR-10 in Parquet, in place of the digits")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
+    parser.add_argument("--detector", default="ac", help="of those that are judged")
     parser.add_argument("--attacks", nargs="+", default=["none", *ATTACKS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--table", action="store_true", help="print the table of --records")
@@ -83,9 +91,8 @@ def main() -> None:
     if options.table:
         print(table(options.records))
         return
-    parameters = parameters_of(options)
-    parameters["ingest"]["trusted_share"] = 0
-    parameters["detect"]["suspect_ratio"] = "adaptive"
+    given = spelt_out({"detector_name": options.detector}, ["defend"])
+    parameters = parameters_of(options, given)
     records, data = Records(options.records), "CIFAR-10" if options.parquet else "digits"
     about = {"hardware": hardware(), "commit": commit_tags(Path(__file__).parent).get("commit")}
     for seed in options.seeds:
@@ -94,11 +101,12 @@ def main() -> None:
         ]
         for name, ratio in cases:
             told: dict[str, Any] = {"data": data, "attack": name, "ratio": ratio, "seed": seed}
+            told["detector"] = options.detector
             if records.find(told):
                 continue
             told |= case(parameters, name, ratio, seed)
             records.add(told | about)
-            print(seed, name, ratio, told["answer"], f"{told['chance']:.2g}", flush=True)
+            print(seed, name, ratio, told["answer"], told["suspects_poisoned"], flush=True)
 
 
 if __name__ == "__main__":

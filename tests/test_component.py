@@ -13,6 +13,7 @@ from counterdoor.detectors import (
     LGA,
     LN,
     SPECTRE,
+    ActivationClustering,
     Detector,
     Ensemble,
     Oracle,
@@ -66,7 +67,9 @@ def test_members_are_distinct_named_components(union):
 
 
 def test_members_keep_the_order_of_the_union():
-    assert list(members(Detector)) == [LGA, LN, Random, SPECTRE, AGPD, SCAn, Ensemble, Oracle]
+    assert list(members(Detector)) == [
+        *(LGA, LN, Random, SPECTRE, AGPD, SCAn, ActivationClustering, Ensemble, Oracle)
+    ]
 
 
 @every_component

@@ -361,7 +361,7 @@ NAMES = {
         "resnet50",
         "vgg16_bn",
     ],
-    "detector_name": ["agpd", "ensemble", "lga", "ln", "oracle", "random", "scan", "spectre"],
+    "detector_name": ["ac", "agpd", "ensemble", "lga", "ln", "oracle", "random", "scan", "spectre"],
     "labeler_name": ["drop", "nc", "oracle", "vd"],
     "defence_name": ["abl", "fp", "nab", "nad", "none", "pdb"],
 }

@@ -13,8 +13,9 @@ from counterdoor.recipe import Recipe
 
 UNKNOWN = {
     "attack_name": "none",
+    "detector_name": "ac",
     "labeler_name": "nc",
-    "detect": {"suspect_ratio": "adaptive"},
+    "detect": {"suspect_ratio": "apart", "detector": {"honest": "features"}},
     "relabel": {"trusted_stamps": 0},
 }
 
@@ -38,9 +39,19 @@ def test_of_data_of_unknown_origin_nothing_is_assumed():
 def test_who_has_trusted_images_keeps_the_labeler_that_uses_them():
     assert spelt_out({"trusted_path": "y"}, ["defend"]) == {
         "attack_name": "none",
-        "detect": {"suspect_ratio": "adaptive"},
+        "detector_name": "ac",
+        "detect": {"suspect_ratio": "apart"},
         "ingest": {"trusted_path": "y"},
     }
+
+
+@pytest.mark.parametrize(
+    "given", [{"detector_name": "lga"}, {"detect": {"detector": {"name": "lga"}}}]
+)
+def test_another_detector_has_another_rule(given):
+    made = spelt_out(given, ["defend"])
+    assert made["detect"] == {"suspect_ratio": "adaptive", **given.get("detect", {})}
+    assert made.get("detector_name") == given.get("detector_name")
 
 
 def test_what_is_given_stays():
@@ -55,42 +66,46 @@ def test_what_is_given_stays():
 
 
 class Made:
-    """What a run leaves in the catalog."""
+    """The verdict that a run leaves in the catalog, beside its other files."""
 
-    def __init__(self, data=None):
+    def __init__(self, data, folder):
         self.data = data
+        self.folder = folder
+        page = self.folder / "suspects_page.html" / "v1" / "suspects_page.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.touch()
 
     def load(self):
         return self.data
 
     def _get_load_path(self):
-        return "somewhere/suspects_page.html"
+        return self.folder / "verdict.json" / "v1" / "verdict.json"
 
 
 @pytest.mark.parametrize(
     ("answer", "code"), [("evidence", 3), ("undecided", 4), ("no evidence", 0)]
 )
-def test_defend_says_its_verdict_and_exits_by_it(capsys, answer, code):
+def test_defend_says_its_verdict_and_exits_by_it(capsys, tmp_path, answer, code):
     verdict = {"answer": answer, "chance": 0.02, "suspects": 7, "reasons": ["Because."]}
-    made = {"verdict": Made(verdict), "suspects_page": Made()}
+    made = {"verdict": Made(verdict, tmp_path)}
     run = answering(lambda **given: made)
     with pytest.raises(SystemExit) as stopped:
         run(pipelines=["defend"], pipeline=None, params={})
     assert stopped.value.code == code
     told = capsys.readouterr().out
     assert "Because." in told
-    assert "somewhere/suspects_page.html" in told
+    assert "suspects_page.html/v1/suspects_page.html" in told
     assert {3: "There is evidence", 4: "Undecided", 0: "There is no evidence"}[code] in told
     assert run(pipelines=["export"], pipeline=None, params={}) == made
 
 
-def test_as_json_it_is_one_object(capsys):
+def test_as_json_it_is_one_object(capsys, tmp_path):
     verdict = {"answer": "evidence", "chance": 0.02, "suspects": 7, "reasons": ["Because."]}
-    made = {"verdict": Made(verdict), "suspects_page": Made()}
+    made = {"verdict": Made(verdict, tmp_path)}
     with pytest.raises(SystemExit) as stopped:
         answering(lambda **given: made)(pipelines=["defend"], params={}, as_json=True)
     assert stopped.value.code == 3
-    files = {"suspects_page": "somewhere/suspects_page.html"}
+    files = {"suspects_page": str(tmp_path / "suspects_page.html/v1/suspects_page.html")}
     assert json.loads(capsys.readouterr().out) == {**verdict, "exit_code": 3, "files": files}
 
 

@@ -82,6 +82,41 @@ def test_a_small_class_among_large_ones_is_told_alone():
     assert "Too few samples in 1 of 4 classes ('dog')" in verdict.reasons[-1]
 
 
+def places(poisoned=200, near=0, n=4000, seed=0):
+    """Where samples of four classes lie; so many of class 1 behind a gap, some of them in it."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(n) % 4
+    score = generator.normal(size=n)
+    own = np.flatnonzero(labels == 1)
+    score[own] -= 5
+    score[own[:poisoned]] += 10
+    score[own[:near]] = 0.1
+    ledger = new_ledger(labels, np.zeros(n, bool)).assign(score=score)
+    return ledger.assign(suspect=(score > 0) & (labels == 1))
+
+
+@pytest.mark.parametrize(
+    ("near", "answer"), [(0, "evidence"), (18, "evidence"), (26, "undecided"), (60, "no evidence")]
+)
+def test_a_gap_in_a_class_is_evidence_and_the_fuller_it_is_the_less(near, answer):
+    verdict = Judge()(places(near=near), NAMES, in_parts=True)
+    assert verdict.answer == answer
+    assert verdict.chance is None
+    assert verdict.suspects == 200
+    assert ("Class 'bee' falls into two parts" in verdict.reasons[0]) == (answer != "no evidence")
+    if answer != "no evidence":
+        assert f"{near / 200:.1%} as many samples" in verdict.reasons[0]
+        assert "200 of its 1000 samples are suspected" in verdict.reasons[0]
+    assert Verdict.model_validate(verdict.model_dump(mode="json")) == verdict
+
+
+def test_classes_too_small_to_show_a_gap_are_undecided():
+    verdict = Judge()(places(poisoned=0, n=600), NAMES, in_parts=True)
+    assert verdict.answer == "undecided"
+    assert "Too few samples in 4 of 4 classes" in verdict.reasons[-1]
+    assert Judge()(places(poisoned=0), NAMES, in_parts=True).answer == "no evidence"
+
+
 def test_where_nobody_is_scored_it_is_undecided():
     verdict = Judge()(scored().assign(score=0.0, suspect=False), NAMES)
     assert verdict.answer == "undecided"

@@ -22,14 +22,14 @@ EVIDENCE, UNDECIDED = 3, 4
 """Exit codes of ``kedro run --pipelines defend``; 0 is no evidence, others are errors."""
 
 SHOWN = {
-    "suspects_page": "suspects",
-    "suspects": "as a table",
-    "cleaned": "the others",
-    "hardened": "the net",
-    "hardened_onnx": "as ONNX",
-    "model_card": "its card",
+    "suspects_page": ("suspects_page.html", "suspects"),
+    "suspects": ("suspects.csv", "as a table"),
+    "cleaned": ("cleaned.csv", "the others"),
+    "hardened": ("hardened.safetensors", "the net"),
+    "hardened_onnx": ("hardened_onnx.onnx", "as ONNX"),
+    "model_card": ("model_card.md", "its card"),
 }
-"""What the answer points to, and what people call it."""
+"""What the answer points to: its file, and what people call it."""
 
 EXPORT_SECONDS = 20.0
 """What the exports and their copies take, about, whatever the data."""
@@ -56,9 +56,10 @@ def spelt_out(params: Mapping[str, Any], pipelines: Iterable[str]) -> dict[str, 
     """Run parameters with their short names in full, and what the pipeline ``defend`` implies.
 
     ``source_path`` is ``ingest.source.path``, and ``trusted_path`` ``ingest.trusted_path``. Of
-    data of unknown origin nothing is known: there is no attack to make, as many are suspected
-    as stand out, and without trusted images nobody is trusted and the labeler is ``nc``. What
-    is given stays.
+    data of unknown origin nothing is known: there is no attack to make, the detector is ``ac``
+    and as many are suspected as stand out. Without trusted images nobody is trusted, features
+    learnt without labels tell which part of a class is honest, and the labeler is ``nc``. What is
+    given stays.
     """
     given = {
         key: dict(value) if isinstance(value, Mapping) else value for key, value in params.items()
@@ -70,8 +71,13 @@ def spelt_out(params: Mapping[str, Any], pipelines: Iterable[str]) -> dict[str, 
         ingest["trusted_path"] = str(given.pop("trusted_path"))
     if "defend" in pipelines:
         given.setdefault("attack_name", "none")
-        given["detect"] = {"suspect_ratio": "adaptive", **given.get("detect", {})}
+        named = given.get("detect", {}).get("detector", {}).get("name")
+        own = (named or given.setdefault("detector_name", "ac")) == "ac"
+        detect = {"suspect_ratio": "apart" if own else "adaptive", **given.get("detect", {})}
+        given["detect"] = detect
         if ingest.get("trusted_path") is None:
+            if own:
+                detect["detector"] = {"honest": "features", **detect.get("detector", {})}
             ingest.setdefault("trusted_share", 0)
             given.setdefault("labeler_name", "nc")
             given["relabel"] = {"trusted_stamps": 0, **given.get("relabel", {})}
@@ -278,7 +284,10 @@ def _tell(made: Mapping[str, Any], as_json: bool) -> int:
 
     verdict = Verdict.model_validate(made["verdict"].load())
     code = {"evidence": EVIDENCE, "undecided": UNDECIDED}.get(verdict.answer, 0)
-    files = {name: str(made[name]._get_load_path()) for name in SHOWN if name in made}
+    own = Path(made["verdict"]._get_load_path())  # <name>/<version>/<name>, as all of them
+    folder, version = own.parents[2], own.parent.name
+    places = {name: folder / file / version / file for name, (file, _) in SHOWN.items()}
+    files = {name: str(place) for name, place in places.items() if place.exists()}
     if as_json:
         told = verdict.model_dump(mode="json")
         click.echo(json.dumps({**told, "exit_code": code, "files": files}))
@@ -288,7 +297,7 @@ def _tell(made: Mapping[str, Any], as_json: bool) -> int:
         click.echo(f"  {reason}")
     click.echo("")
     for name, file in files.items():
-        click.echo(f"  {SHOWN[name]:<14} {file}")
+        click.echo(f"  {SHOWN[name][1]:<14} {file}")
     return code
 
 

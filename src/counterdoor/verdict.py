@@ -7,7 +7,7 @@ import pandas as pd
 from pydantic import Field
 
 from counterdoor.component import Config
-from counterdoor.detectors import Adaptive
+from counterdoor.detectors import Adaptive, Apart
 
 Answer = Literal["evidence", "undecided", "no evidence"]
 
@@ -19,12 +19,17 @@ WORDS: dict[Answer, str] = {
 
 
 class Judge(Config):
-    """When a data set counts as poisoned: if a class stands out more than chance explains.
+    """When a data set counts as poisoned: if a class stands out, whatever rule chose the suspects.
 
-    The classes are tested as by :class:`~counterdoor.detectors.Adaptive`, whatever rule has
-    chosen the suspects; the smallest chance, times the number of classes, decides.
+    Scores that tell where samples lie in the two parts of their class are judged by the gap
+    between these, as by :class:`~counterdoor.detectors.Apart`; the emptiest decides. Of other
+    scores the classes are tested as by :class:`~counterdoor.detectors.Adaptive`; the smallest
+    chance, times the number of classes, decides.
 
     Attributes:
+        gap_below: a valley at most so high is evidence of poisoning, in (0, 1).
+        no_gap_above: a higher one is no evidence; what lies between is undecided.
+        class_size: smaller classes cannot show a gap.
         evidence_below: a smaller chance is evidence of poisoning, in (0, 1).
         none_above: a larger chance is no evidence, in [0, 1]; what lies between is undecided.
         share: of a class, in (0, 1]. If so large a part of it stood out as clearly as it can
@@ -32,19 +37,27 @@ class Judge(Config):
             samples are of such classes, their silence is no answer: undecided.
     """
 
+    gap_below: float = Field(default=0.12, gt=0, lt=1)
+    no_gap_above: float = Field(default=0.15, gt=0, le=1)
+    class_size: int = Field(default=200, ge=1)
     evidence_below: float = Field(default=0.01, gt=0, lt=1)
     none_above: float = Field(default=0.05, ge=0, le=1)
     share: float = Field(default=0.2, gt=0, le=1)
 
-    def __call__(self, ledger: pd.DataFrame, class_names: Sequence[str]) -> "Verdict":
+    def __call__(
+        self, ledger: pd.DataFrame, class_names: Sequence[str], *, in_parts: bool = False
+    ) -> "Verdict":
         """The verdict on a scored ledger.
 
         Args:
             ledger: with ``label``, ``trusted``, ``score`` and ``suspect``.
             class_names: one name a class.
+            in_parts: whether scores tell where samples lie in the parts of their class.
         """
         if ledger["score"].nunique() < 2:
             return unjudged("Nobody was scored, so nobody can stand out.")
+        if in_parts:
+            return self._of_gaps(ledger, class_names)
         score, label, trusted = (ledger[name].to_numpy() for name in ("score", "label", "trusted"))
         chances = Adaptive().chances(score, label, trusted)
         corrected = {each: min(1.0, chance * len(chances)) for each, chance in chances.items()}
@@ -75,13 +88,7 @@ class Judge(Config):
                 f"{class_names[worst]!r}, with a chance of {chance:.1g}."
             ]
         if small and not out:
-            names = ", ".join(repr(class_names[each]) for each in small[:5]) + ", …" * (
-                len(small) > 5
-            )
-            reasons.append(
-                f"Too few samples in {len(small)} of {len(best)} classes ({names}): that a part of "
-                f"{self.share:.0%} of one stood out could still be chance."
-            )
+            reasons.append(_too_few(small, len(best), class_names))
         suspects = int(ledger["suspect"].sum())
         if suspects and out:
             own = sum(suspected.get(each, 0) for each in out)
@@ -90,19 +97,61 @@ class Judge(Config):
             )
         return Verdict(answer=answer, chance=chance, suspects=suspects, reasons=reasons)
 
+    def _of_gaps(self, ledger: pd.DataFrame, class_names: Sequence[str]) -> "Verdict":
+        score, label = ledger["score"].to_numpy(), ledger["label"].to_numpy()
+        valleys = Apart().valleys(score, label)
+        lowest = min(valleys, key=lambda each: valleys[each])
+        answer: Answer = "no evidence"
+        if valleys[lowest] <= self.gap_below:
+            answer = "evidence"
+        elif valleys[lowest] <= self.no_gap_above:
+            answer = "undecided"
+        sizes = ledger["label"].value_counts().to_dict()
+        small = [each for each in valleys if sizes[each] < self.class_size]
+        if answer == "no evidence" and sum(sizes[each] for each in small) > len(ledger) / 2:
+            answer = "undecided"
+        suspected = ledger.loc[ledger["suspect"], "label"].value_counts().to_dict()
+        reasons = [
+            f"Class {class_names[each]!r} falls into two parts in what the net makes of it: "
+            f"between them lie {depth:.1%} as many samples as in the smaller one (clean classes: "
+            f"17% or more). {suspected.get(each, 0)} of its {sizes[each]} samples are suspected."
+            for each, depth in sorted(valleys.items(), key=lambda each: each[1])
+            if depth <= self.no_gap_above
+        ]
+        if not reasons:
+            reasons = [
+                "No class falls into two parts with a gap between: the one that does most is "
+                f"{class_names[lowest]!r}, and between its halves lie {valleys[lowest]:.0%} as "
+                "many samples as in the smaller one."
+            ]
+            if small:
+                reasons.append(_too_few(small, len(valleys), class_names))
+        return Verdict(
+            answer=answer, chance=None, suspects=int(ledger["suspect"].sum()), reasons=reasons
+        )
+
+
+def _too_few(small: Sequence[int], classes: int, class_names: Sequence[str]) -> str:
+    names = ", ".join(repr(class_names[each]) for each in small[:5]) + ", …" * (len(small) > 5)
+    return (
+        f"Too few samples in {len(small)} of {classes} classes ({names}): that a part of one stood "
+        "out could still be chance."
+    )
+
 
 class Verdict(Config):
     """An answer with its reasons.
 
     Attributes:
         answer: ``evidence``, ``undecided`` or ``no evidence``.
-        chance: that clean data looks so at least, in [0, 1], if the tests' assumptions hold.
+        chance: that clean data looks so at least, in [0, 1], if the tests' assumptions hold;
+            ``None`` where gaps were judged, or nothing could be tested.
         suspects: how many samples are suspected.
         reasons: in words and numbers.
     """
 
     answer: Answer
-    chance: float
+    chance: float | None
     suspects: int
     reasons: list[str]
 
@@ -114,4 +163,4 @@ class Verdict(Config):
 
 def unjudged(reason: str, suspects: int = 0) -> Verdict:
     """Undecided, since nothing could be tested."""
-    return Verdict(answer="undecided", chance=1.0, suspects=suspects, reasons=[reason])
+    return Verdict(answer="undecided", chance=None, suspects=suspects, reasons=[reason])

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from counterdoor.detectors import AGPD, SPECTRE, Evidence, SCAn
+from counterdoor.detectors import AGPD, SPECTRE, ActivationClustering, Apart, Evidence, SCAn
 
 SIDE = 4
+AC = ActivationClustering()
 
 
 class Bare(nn.Module):
@@ -72,6 +73,8 @@ def found(scores, given, bad):
         AGPD(weight="dispersion"),
         SCAn(),
         SCAn(layers="last"),
+        AC,
+        ActivationClustering(layers="last"),
     ],
     ids=str,
 )
@@ -85,7 +88,7 @@ def test_planted_samples_have_the_highest_scores(detector, targets):
     assert found(detector(given, seed=0), given, bad) > 0.95
 
 
-@pytest.mark.parametrize("detector", [SPECTRE(), AGPD(), SCAn()], ids=str)
+@pytest.mark.parametrize("detector", [SPECTRE(), AGPD(), SCAn(), AC], ids=str)
 def test_they_are_found_where_they_are_most_of_their_class(detector):
     given, bad = planted([1], poisoned=120)
     assert found(detector(given, seed=0), given, bad) > 0.95
@@ -100,7 +103,7 @@ def test_the_order_of_the_samples_does_not_matter(detector):
     np.testing.assert_allclose(detector(other, seed=0), scores[order], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("detector", [SPECTRE(), AGPD(), SCAn()], ids=["spectre", "agpd", "scan"])
+@pytest.mark.parametrize("detector", [SPECTRE(), AGPD(), SCAn(), AC], ids=lambda each: each.name)
 def test_too_few_trusted_samples_are_refused_before_any_training(detector):
     given, _ = planted([0])
     trusted = given.trusted & (given.labels != 1)
@@ -132,3 +135,35 @@ def test_spectre_as_in_the_paper_needs_no_trusted_sample():
     detector.check(ledger, 3)
     alone = dataclasses.replace(given, trusted=nobody)
     assert found(detector(alone, seed=0), alone, bad) > 0.9
+
+
+@pytest.mark.parametrize("targets", [[0], [0, 1, 2]], ids=str)
+def test_clustering_finds_who_is_planted_and_how_many(targets):
+    given, bad = planted(targets)
+    scores = AC(given, seed=0)
+    np.testing.assert_array_equal(Apart()(scores, given.labels, given.trusted), bad)
+    nobody = planted([])[0]
+    assert not Apart()(AC(nobody, seed=0), nobody.labels, nobody.trusted).any()
+
+
+@pytest.mark.parametrize("poisoned", [30, 150])
+def test_clustering_is_told_by_features_who_is_honest(poisoned):
+    """Of the planted, few look like their class, and nobody is trusted."""
+    given, bad = planted([1], poisoned=poisoned)
+    truth = np.where(bad, (given.labels + 1 + np.arange(len(bad)) % 2) % 3, given.labels)
+    noise = np.random.default_rng(0).normal(size=(len(bad), 3))
+    features = (np.eye(3)[truth] + 0.5 * noise).astype(np.float32)
+    nobody = np.zeros(len(bad), dtype=bool)
+    alone = dataclasses.replace(given, trusted=nobody, features=features)
+    detector = ActivationClustering(honest="features")
+    assert detector.needs == {"plain", "features"}
+    detector.check(pd.DataFrame({"label": given.labels, "trusted": nobody}), 3)
+    np.testing.assert_array_equal(Apart()(detector(alone, seed=0), given.labels, nobody), bad)
+
+
+@pytest.mark.parametrize("poisoned", [30, 150])
+def test_clustering_takes_the_smaller_part_if_nothing_tells(poisoned):
+    given, bad = planted([1], poisoned=poisoned)
+    scores = ActivationClustering(honest="larger")(given, seed=0)
+    suspect = Apart()(scores, given.labels, np.zeros(len(bad), bool))
+    np.testing.assert_array_equal(suspect, bad if poisoned == 30 else (given.labels == 1) & ~bad)

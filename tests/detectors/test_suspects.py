@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from counterdoor.component import members
-from counterdoor.detectors import Adaptive, Fixed, SuspectRatio, select_suspects
+from counterdoor.detectors import Adaptive, Apart, Fixed, SuspectRatio, select_suspects
 
 
 @pytest.fixture(params=list(members(SuspectRatio)), ids=lambda kind: kind.__name__)
@@ -18,7 +18,7 @@ def case():
     """300 samples, 30 of them trusted, and 60 high scores of one class; read-only."""
     generator = np.random.default_rng(0)
     labels, trusted = np.arange(300) % 3, np.arange(300) < 30
-    scores = generator.normal(size=300) + 10 * ((labels == 1) & (np.arange(300) > 119))
+    scores = generator.normal(size=300) - 5 + 10 * ((labels == 1) & (np.arange(300) > 119))
     for array in (scores, labels, trusted):
         array.setflags(write=False)
     return scores, labels, trusted
@@ -77,3 +77,27 @@ def test_settings_out_of_range_are_refused(settings):
 def test_a_floor_above_the_ceiling_is_refused():
     with pytest.raises(ValidationError, match=r"floor 0\.2 is above ceiling 0\.1; lower it"):
         Adaptive(floor=0.2, ceiling=0.1)
+
+
+def test_apart_suspects_the_part_behind_a_gap_and_nobody_without_one(case):
+    scores, labels, trusted = case
+    expected = (scores > 0) & ~trusted
+    np.testing.assert_array_equal(Apart()(*case), expected)
+    assert expected.sum() == 60
+    normal = np.random.default_rng(1).normal(size=300)
+    assert not Apart()(normal, labels, trusted).any()
+    assert not Apart()(np.where(labels == 1, normal, scores), labels, trusted).any()
+
+
+def test_apart_keeps_to_its_ceiling_and_takes_the_highest(case):
+    scores, _, trusted = case
+    suspect = Apart(ceiling=0.1)(*case)
+    assert suspect.sum() == 27
+    assert scores[suspect].min() > np.sort(scores[~trusted])[-28]
+
+
+def test_apart_tells_how_empty_it_is_between_the_parts_of_every_class(case):
+    scores, labels, _ = case
+    found = Apart().valleys(scores, labels)
+    assert found[1] == 0.0
+    assert found[0] == found[2] == np.inf  # all below 0: no part

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from counterdoor.detectors.base import check_scores, flag_highest
-from counterdoor.detectors.suspects import SuspectRule
+from counterdoor.detectors.suspects import SuspectRule, ceiling_count
 
 TOP, VERY_TOP = 0.01, 0.0005
 """Shares of the other classes' samples between which a class is looked at for a plateau."""
@@ -63,11 +63,7 @@ class Adaptive(SuspectRule):
 
     def at_most(self, eligible: int) -> int:
         """The ceiling; ``ValueError`` if every sample is trusted."""
-        if not eligible:
-            raise ValueError(
-                "every sample is trusted: there is nobody to suspect; lower trusted_share"
-            )
-        return int(self.ceiling * eligible + 1e-9)
+        return ceiling_count(eligible, self.ceiling)
 
     def chances(
         self, scores: np.ndarray, labels: np.ndarray, trusted: np.ndarray

@@ -73,10 +73,13 @@ class DetectorBase(Component):
     """Scores samples by how suspicious they are.
 
     Attributes:
-        judged: whether the verdict's tests are calibrated for its scores.
+        judged: whether the verdict's tests of scores are calibrated for its own.
+        in_parts: whether a score is the place between the two parts of its class, above 0 in
+            the suspicious one, in a unit of the class's own.
     """
 
     judged: ClassVar[bool] = False
+    in_parts: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -1,7 +1,7 @@
 """How many of the most suspicious samples are suspected."""
 
 from abc import abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -11,7 +11,13 @@ from counterdoor.detectors.base import select_suspects, suspect_count
 
 
 class SuspectRule(Component):
-    """Turns scores into suspects."""
+    """Turns scores into suspects.
+
+    Attributes:
+        reads_parts: whether it takes scores of a detector with ``in_parts`` alone.
+    """
+
+    reads_parts: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -41,6 +47,13 @@ class SuspectRule(Component):
         Raises:
             ValueError: if a score is not a number.
         """
+
+
+def ceiling_count(eligible: int, ceiling: float) -> int:
+    """How many that share is; ``ValueError`` if every sample is trusted."""
+    if not eligible:
+        raise ValueError("every sample is trusted: there is nobody to suspect; lower trusted_share")
+    return int(ceiling * eligible + 1e-9)
 
 
 class Fixed(SuspectRule):

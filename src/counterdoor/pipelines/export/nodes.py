@@ -167,8 +167,8 @@ def judge(
     Returns:
         ``verdict``: the fields of :class:`counterdoor.verdict.Verdict`.
     """
-    if detect.detector.judged:
-        verdict = params(ledger, info["class_names"])
+    if detect.detector.judged or detect.detector.in_parts:
+        verdict = params(ledger, info["class_names"], in_parts=detect.detector.in_parts)
     else:
         reason = (
             f"The verdict's tests are not calibrated for the scores of {detect.detector.name!r}."

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from counterdoor.defences import DefenceBase
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.features.learnt import KEY, NONE, is_learnt
 from counterdoor.forecast import needs_features
@@ -73,7 +74,7 @@ def check_plan(
     chosen, suspects = defence.root, 0
     if chosen.needs_suspects:
         suspects = chosen.suspect_rule(detect.suspect_ratio).at_most(len(ledger) - trusted)
-        _check_detector(detect, warmup)
+        _check_detector(detect, warmup, chosen)
         detect.detector.check(ledger, len(info["class_names"]))
     if chosen.needs_pseudo_labels:
         relabel.labeler.check(ledger, len(info["class_names"]))
@@ -97,8 +98,15 @@ def check_plan(
     }
 
 
-def _check_detector(detect: DetectParams, warmup: WarmupParams) -> None:
-    """Raise ``ValueError`` unless every net that the detector looks at is trained."""
+def _check_detector(detect: DetectParams, warmup: WarmupParams, defence: DefenceBase) -> None:
+    """Raise ``ValueError`` unless what the detector looks at is trained, and it is understood."""
+    rule = defence.suspect_rule(detect.suspect_ratio)
+    if rule.reads_parts and not detect.detector.in_parts:
+        raise ValueError(
+            f"suspect_ratio {rule.name!r} reads where samples lie in the two parts of their class, "
+            f"which detector {detect.detector.name!r} does not tell: choose detector ac, or "
+            "suspect_ratio adaptive, or a share"
+        )
     for need, key in (("warmup", "recipe"), ("plain", "plain_recipe")):
         if need in detect.detector.needs and getattr(warmup, key) is None:
             raise ValueError(

@@ -1,0 +1,139 @@
+"""Activation clustering: a class that falls into two parts in what a layer gives."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from counterdoor.detectors.activations import Depth, representations
+from counterdoor.detectors.base import DetectorBase, Evidence, Need, check_trusted, present
+from counterdoor.detectors.parts import parted, valley
+from counterdoor.detectors.robust import inverse_root, principal_axes, within_classes
+from counterdoor.engine import DEFAULT, Engine
+
+GAP = 0.1
+"""A valley with so many samples halves the scores of its class."""
+
+
+class ActivationClustering(DetectorBase):
+    """Where in its class's two parts a sample lies, in the layer where it is emptiest between them.
+
+    What a layer gives (in its leading principal components) is whitened by the covariance
+    within classes, so that a class is about as wide as any other in all directions. Each class
+    is parted by 2-means. Along the line between the two means, a sample's score is its distance
+    from the middle, in standard deviations within the parts, towards the part that is not
+    honest; the more samples lie about the middle, the less it counts. The two halves of a clean
+    class touch, with means 3 to 5 deviations apart; a trigger that the net has learnt leaves a
+    gap. So scores are comparable over classes and layers, need no trusted sample, and
+    :class:`Apart` can tell how many to suspect.
+
+    Which part is honest has to come from elsewhere: with all-to-one poison of 10 % the
+    poisoned part of one of ten classes is the larger one. If nothing tells, it is the larger.
+
+    The paper clusters the last layer's inputs, reduced by independent components, without
+    whitening, and takes the smaller part of a class for poison if it is small or well apart.
+
+    Attributes:
+        net: whose layers are looked at: the warm-up's, or one trained as usual.
+        layers: "last" looks at what goes into the last layer alone, "late" at what the later
+            half of the layers gives as well, "all" at all of them.
+        honest: what tells which part is: "trusted", more of the trusted samples lie in it;
+            "features", more of it is nearest to its class's centre in features learnt without
+            labels; "larger", it is larger.
+        components: how many principal components at most.
+        least: smallest share of a class that counts as a part, in (0, 0.5); a few stragglers
+            are none.
+
+    Source: Chen et al., "Detecting Backdoor Attacks on Deep Neural Networks by Activation
+    Clustering" (SafeAI at AAAI 2019); the common covariance is that of SCAn (Tang et al.,
+    USENIX Security 2021).
+    """
+
+    in_parts: ClassVar[bool] = True
+
+    name: Literal["ac"] = "ac"
+    net: Literal["warmup", "plain"] = "plain"
+    layers: Depth = "late"
+    honest: Literal["trusted", "features", "larger"] = "trusted"
+    components: int = Field(default=32, ge=1)
+    least: float = Field(default=0.02, gt=0, lt=0.5)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The net that is looked at, and features if they tell who is honest."""
+        return frozenset({self.net, "features"} if self.honest == "features" else {self.net})
+
+    def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
+        """Refuse a ledger with fewer than two trusted samples in a class, if they are needed."""
+        if self.honest == "trusted":
+            check_trusted(ledger["label"].to_numpy(), ledger["trusted"].to_numpy(), num_classes)
+
+    def __call__(self, evidence: Evidence, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
+        """Signed, weighted distances in standard deviations; see :class:`DetectorBase`.
+
+        Raises:
+            ValueError: if the net has no layer, or there are too few trusted samples or no
+                features though they are needed.
+        """
+        own = evidence.warmup_net if self.net == "warmup" else evidence.plain_net
+        labels = evidence.labels
+        if self.honest == "trusted":
+            check_trusted(labels, evidence.trusted, evidence.num_classes)
+        looked_at = representations(
+            present(own, self.net), evidence.images_nchw, self.layers, engine
+        )
+        whitened = [whiten(each, labels, self.components) for each in looked_at]
+        looks_honest = self._looks_honest(evidence)
+        scores = np.zeros(len(labels))
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
+            places = [parted(each[rows], self.least) for each in whitened]
+            place = min(places, key=valley)
+            weight = GAP / (GAP + min(valley(place), 1.0))
+            towards = -1.0 if _is_honest(place > 0, looks_honest[rows]) else 1.0
+            scores[rows] = towards * weight * place
+        return scores
+
+    def _looks_honest(self, evidence: Evidence) -> np.ndarray:
+        """Flags of which more are set in the honest part of a class."""
+        if self.honest == "trusted":
+            return evidence.trusted
+        if self.honest == "larger":
+            return np.zeros(len(evidence.labels), dtype=bool)
+        from sklearn.metrics import pairwise_distances_argmin
+        from sklearn.preprocessing import normalize
+
+        features = normalize(present(evidence.features, "features").astype(np.float64))
+        classes = np.unique(evidence.labels)
+        centres = [features[evidence.labels == label].mean(0) for label in classes]
+        nearest = classes[pairwise_distances_argmin(features, np.stack(centres))]
+        return np.asarray(nearest == evidence.labels)
+
+
+def whiten(points: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
+    """Leading principal components with about unit covariance within classes.
+
+    Args:
+        points: float, shape (n, d).
+        labels: int64, shape (n,).
+        most: how many components at most.
+
+    Returns:
+        float64, shape (n, k), the widest component first; k = 0 if all points are equal.
+    """
+    from sklearn.covariance import ledoit_wolf
+
+    places: np.ndarray = points.astype(np.float64) @ principal_axes(points, most)
+    spread = within_classes(places, labels)
+    if not spread.any():
+        return places[:, :0]
+    covariance, _ = ledoit_wolf(spread, assume_centered=True)
+    return np.asarray(places @ inverse_root(covariance))
+
+
+def _is_honest(part: np.ndarray, looks_honest: np.ndarray) -> bool:
+    """Whether more of the part looks honest than of the rest."""
+    if part.all() or not part.any():
+        return False
+    return bool(looks_honest[part].mean() > looks_honest[~part].mean())
