@@ -58,6 +58,10 @@ class Engine(Config):
         """How many work together, on all machines."""
         return self.devices * self.num_nodes
 
+    def alone(self) -> "Engine":
+        """The same with one process."""
+        return self.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto"})
+
     def resolved_precision(self) -> Precision:
         """The precision that ``auto`` stands for on this machine."""
         if self.precision != "auto":

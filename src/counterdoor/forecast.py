@@ -222,9 +222,8 @@ def forecast(
         engine: what to run on.
     """
     planned = trainings(ledger, warmup, features, detect, relabel, train, defence)
-    alone = engine.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto"})
     classes = len(info["class_names"])
-    known = [measured(each, images_nchw, model.root, classes, alone) for each in planned]
+    known = [measured(each, images_nchw, model.root, classes, engine.alone()) for each in planned]
     fastest = max(each.rate for each in known if each.objective is None)
     predicting = PREDICTIONS * len(images_nchw) / (CHEAPER * fastest)
     net = build_net(model.root, images_nchw[:2], classes, seed=0, stream="forecast/init")

@@ -117,10 +117,7 @@ class SimCLR(Component):
             ValueError: if the model has no linear layer as its head, or the training
                 diverges.
         """
-        n, alone = (
-            len(images_nchw),
-            engine.model_copy(update={"devices": 1, "num_nodes": 1, "strategy": "auto"}),
-        )
+        n = len(images_nchw)
         net, head, width = self._untrained(model, images_nchw, seed)
         with seeded_torch(seed, "features/projection"):
             layers = nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.projection)
@@ -131,7 +128,7 @@ class SimCLR(Component):
             seed=seed,
             stream="features",
             objective=self.contrast,
-            engine=alone,
+            engine=engine.alone(),
         )
         net.load_state_dict(fitted.state)
         net.set_submodule(head, nn.Identity())
