@@ -124,6 +124,8 @@ class Judge(Config):
                 f"{class_names[lowest]!r}, and between its halves lie {valleys[lowest]:.0%} as "
                 "many samples as in the smaller one."
             ]
+            if valleys[lowest] == float("inf"):
+                reasons = ["No class has two parts of which each has enough samples."]
             if small:
                 reasons.append(_too_few(small, len(valleys), class_names))
         return Verdict(
