@@ -1,6 +1,7 @@
 """What is shipped: resizing as the decoder does it, the reject flag, ONNX, the card."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,13 +87,12 @@ def test_logits_are_those_of_the_deployed_net(digits):
     np.testing.assert_allclose(logits, want.numpy(), atol=1e-6)
 
 
-def test_an_image_is_rejected_if_its_class_is_another_one_without_the_stamp(digits):
+@pytest.mark.parametrize("mirror", [False, True])
+def test_an_image_is_rejected_if_its_class_is_another_one_without_the_stamp(digits, mirror):
     images = digits.images_nchw[:100]
-    hardened = hardened_of(images)
-    logits, rejected = hardened.predict(images)
-    plain, _ = Hardened(TrainedNet(**{**vars(hardened.net), "stamp": None}), NAMES, GREY).predict(
-        images
-    )
+    net = replace(hardened_of(images).net, mirror=mirror)
+    logits, rejected = Hardened(net, NAMES, GREY).predict(images)
+    plain, _ = Hardened(replace(net, stamp=None), NAMES, GREY).predict(images)
     assert (rejected == (plain.argmax(1) != logits.argmax(1))).all()
     assert 0 < rejected.sum() < len(images)
 
@@ -121,10 +121,12 @@ def test_the_served_net_has_one_output(digits, reject):
 
 
 @pytest.mark.slow
-def test_onnx_gives_the_same_for_any_number_and_size(digits):
+@pytest.mark.parametrize("mirror", [False, True])
+def test_onnx_gives_the_same_for_any_number_and_size(digits, mirror):
     import onnxruntime
 
     hardened = hardened_of(digits.images_nchw)
+    hardened = replace(hardened, net=replace(hardened.net, mirror=mirror))
     session = onnxruntime.InferenceSession(to_onnx(hardened))
     (taken,) = session.get_inputs()
     assert (taken.name, taken.type) == ("images", "tensor(uint8)")

@@ -634,6 +634,23 @@ def test_logits_of_stamped_images(trained, own_mean):
     assert not torch.allclose(logits, slow_logits(net, images))
 
 
+@pytest.mark.parametrize("stamp", [None, Stamp(size=4, row=2, column=1, colour="white")])
+def test_mirrored_images_are_stamped_in_the_same_place(trained, stamp):
+    """By hand: each image and its columns in reverse, the stamp on both, the mean of two."""
+    net, images = trained
+    both = []
+    for way in (1, -1):
+        pixels = images[..., ::way].copy()
+        if stamp is not None:
+            pixels[:, :, 2:6, 1:5] = 255
+        both.append(slow_logits(net, pixels))
+    logits = predict_logits(net, images, stamp=stamp, mirror=True)
+    torch.testing.assert_close(logits, (both[0] + both[1]) / 2, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits, both[0])
+    classes = predict_classes(net, images, stamp=stamp, mirror=True)
+    assert classes.tolist() == logits.argmax(1).tolist()
+
+
 def test_predicting_leaves_the_images_as_they_are(trained):
     net, images = trained
     before = images.copy()

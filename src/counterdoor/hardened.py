@@ -81,7 +81,7 @@ class HardenedNet(nn.Module):
         logits: Tensor = self.net(images)
         if self.net.stamp is None:
             return logits, torch.zeros_like(logits[:, 0], dtype=torch.bool)
-        plain: Tensor = self.net.net(images / 255.0)
+        plain = self.net.logits(images, None)
         return logits, plain.argmax(dim=1) != logits.argmax(dim=1)
 
 

@@ -138,7 +138,7 @@ def summarize(
     Args:
         predictions: one row a test image with ``true_label`` and the class that
             each net predicts in each condition: ``{defended,undefended}_
-            {clean,triggered}_{plain,stamped}``.
+            {clean,triggered}_{plain,stamped}``; ``…_one_view`` may be there, too.
         ledger: the training ledger with all columns.
         oracle: ``true_label``, ``is_poisoned`` and ``is_cover`` of the training samples.
         labels: the attack's label mapping.
@@ -150,6 +150,7 @@ def summarize(
         ``*_unstamped`` without the stamp; ``undefended_*`` the twin's; ``*_drop``
         are undefended minus defended, so below 0 is a gain; ``detection_*`` are
         over the untrusted samples, where a cover sample counts as clean.
+        ``ca_one_view`` is CA without the mirror image, where the net looks at it.
         ``ca_target_class`` and ``ba_without_target`` are there if the attack has one
         target class. Detection rates are NaN if nobody is a suspect, and those of
         pseudo-labels if nobody has one: such a defence detects or labels nothing. Where
@@ -173,6 +174,9 @@ def summarize(
             "asr": attack_success_rate(triggered, true, wanted) if attacked else math.nan,
             "ba": backdoor_accuracy(triggered, true) if attacked else math.nan,
         }
+        one_view = f"{net}_clean_{condition}_one_view"
+        if one_view in predictions:
+            figures["ca_one_view"] = clean_accuracy(predictions[one_view].to_numpy(), true)
         if target_class is not None:
             figures |= {
                 "ca_target_class": float(classes[target_class]),

@@ -133,9 +133,21 @@ class TrainParams(Config):
 
     Attributes:
         recipe: the full training, the same for both.
+        mirror: whether both predict with the mean over an image and its mirror image; for
+            data whose mirror images are of the same class, and a recipe that flips.
     """
 
     recipe: Recipe
+    mirror: bool = False
+
+    @model_validator(mode="after")
+    def _knows_mirror_images(self) -> Self:
+        if self.mirror and not self.recipe.augment.flip:
+            raise ValueError(
+                "mirror asks for predictions on mirror images, which a training without "
+                "recipe.augment.flip never shows; set flip, or take mirror out"
+            )
+        return self
 
 
 class ExportParams(Config):

@@ -24,7 +24,7 @@ from counterdoor.batch_norm import over_all_processes
 from counterdoor.checkpoint import Checkpoint
 from counterdoor.engine import DEFAULT, Engine, freed_memory_kept
 from counterdoor.feed import Feed, Samples, shuffled_batches
-from counterdoor.models import NormalisedNet
+from counterdoor.models import NormalisedNet, logits_of
 from counterdoor.muon import Muon
 from counterdoor.recipe import Recipe
 from counterdoor.seeding import seeded_torch, torch_generator
@@ -363,6 +363,7 @@ def predict_logits(
     *,
     mean: Tensor | None = None,
     stamp: Stamp | None = None,
+    mirror: bool = False,
     batch_size: int = 500,
     engine: Engine = DEFAULT,
 ) -> Tensor:
@@ -374,6 +375,7 @@ def predict_logits(
         mean: mean colour in [0, 1], shape (C,); needed with ``stamp`` unless
             the net has it.
         stamp: written on every image if given.
+        mirror: whether to take the mean over each image and its mirror image.
         batch_size: images at a time.
         engine: what to run on.
 
@@ -393,9 +395,10 @@ def predict_logits(
             part = np.array(images_nchw[start : start + batch_size])  # a map may be read-only
             images = torch.from_numpy(part).to(where).to(torch.float32).div_(255.0)
             images = images.contiguous(memory_format=torch.channels_last)
-            if stamp is not None:
-                images = apply_stamp(images, stamp, net.mean if mean is None else mean)  # type: ignore[arg-type]
-            outputs.append(net(images).float().cpu())
+            if stamp is not None and mean is None:
+                mean = net.mean  # type: ignore[assignment]
+            logits = logits_of(net, images, stamp=stamp, mean=mean, mirror=mirror)
+            outputs.append(logits.float().cpu())
     net.train(was_training)
     return torch.cat(outputs)
 
@@ -405,10 +408,11 @@ def predict_classes(
     images_nchw: np.ndarray,
     *,
     stamp: Stamp | None = None,
+    mirror: bool = False,
     engine: Engine = DEFAULT,
 ) -> np.ndarray:
     """Predicted classes, int64, shape (N,); arguments as :func:`predict_logits`."""
-    logits = predict_logits(net, images_nchw, stamp=stamp, engine=engine)
+    logits = predict_logits(net, images_nchw, stamp=stamp, mirror=mirror, engine=engine)
     return logits.argmax(1).numpy()
 
 

@@ -81,15 +81,22 @@ def test_a_label_map_comes_back(dataset, noise):
     assert torch.equal(logits(loaded, noise(9)), plain[:, [2, 3, 0, 1]])
 
 
-def test_a_file_without_a_label_map_is_read(dataset, file, noise):
+def test_a_net_that_mirrors_comes_back(dataset, noise):
+    dataset.save(replace(net_of(noise(9)), mirror=True))
+    assert dataset.load().mirror
+
+
+def test_a_file_without_label_map_and_mirror_is_read(dataset, file, noise):
     """As those of earlier versions are."""
     trained = net_of(noise(9))
     dataset.save(trained)
     with safe_open(file, framework="pt") as opened:
         header = json.loads(opened.metadata()["counterdoor"])
     assert header.pop("label_map", "none there") is None
+    assert header.pop("mirror") is False
     save_file(dict(trained.state), file, {"counterdoor": json.dumps(header)})
     assert dataset.load().label_map is None
+    assert not dataset.load().mirror
 
 
 @pytest.mark.parametrize(
@@ -214,6 +221,7 @@ def test_the_file_is_a_table_of_tensors_and_a_description(dataset, file, noise):
         "num_classes": 4,
         "stamp": {"size": 2, "row": 0, "column": 0, "colour": "white"},
         "label_map": None,
+        "mirror": False,
     }
     assert set(header) == set(trained.state)
     # Every byte behind the header is a tensor's, so there is no room for anything else.

@@ -153,6 +153,19 @@ def test_deployable_is_build_on_stamped_floats(case, stamp):
     assert torch.equal(pixels, torch.tensor(images))
 
 
+@pytest.mark.parametrize("stamp", [None, Stamp(size=3, row=2, column=4, colour="white")])
+def test_a_deployed_net_looks_at_the_mirror_image_before_it_stamps(case, stamp):
+    images, net = case
+    trained = describe(images, net, stamp, label_map=(2, 0, 1, 3), mirror=True)
+    alone = describe(images, net, stamp, label_map=(2, 0, 1, 3)).deployable()
+    with torch.no_grad():
+        pixels = torch.tensor(images)
+        logits = trained.deployable()(pixels)
+        expected = (alone(pixels) + alone(pixels.flip(-1))) / 2
+    torch.testing.assert_close(logits, expected)
+    assert not torch.allclose(logits, alone(pixels))
+
+
 def test_deployable_takes_any_dtype(case):
     images, net = case
     deployable = StampedNet(net, Stamp(colour="white"))

@@ -104,6 +104,26 @@ def test_stamped_predictions_are_those_of_the_deployed_net(case):
     assert len(set(stamped)) > 1
 
 
+def test_a_net_that_mirrors_is_measured_with_one_view_as_well(case, predictions, training):
+    case["defended"] = replace(case["defended"], mirror=True)
+    both = nodes.predict(**case, stamp=STAMP)["predictions"]
+    new = ["defended_clean_plain_one_view", "defended_clean_stamped_one_view"]
+    assert set(both) - set(predictions) == set(new)
+    for name in new:
+        assert both[name].tolist() == predictions[name.removesuffix("_one_view")].tolist()
+    with torch.inference_mode():
+        logits = case["defended"].deployable()(torch.tensor(case["test_images"]))
+    assert both["defended_clean_stamped"].tolist() == logits.argmax(1).tolist()
+    assert both["undefended_clean_plain"].tolist() == predictions["undefended_clean_plain"].tolist()
+    metrics = nodes.measure(both, *training, INFO, case["defended"], ATTACK)
+    right = both["defended_clean_stamped_one_view"] == both["true_label"]
+    assert metrics["ca_one_view"] == pytest.approx(right.mean())
+    assert metrics["ca"] == pytest.approx(
+        (both["defended_clean_stamped"] == both["true_label"]).mean()
+    )
+    assert "undefended_ca_one_view" not in metrics
+
+
 def test_the_conditions_differ(predictions):
     """Otherwise a swapped column would go unnoticed above."""
     columns = [tuple(predictions[name]) for name in list(predictions)[2:]]

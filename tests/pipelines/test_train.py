@@ -105,6 +105,20 @@ def test_the_defence_makes_the_net(case, name):
     assert made["net"].num_classes == 3
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_both_predict_with_the_mirror_image_if_the_parameter_says_so(case, mirror):
+    images, ledger, plan = case
+    recipe = {**PARAMS.recipe.model_dump(), "augment": {"flip": True}}
+    params = TrainParams(recipe=recipe, mirror=mirror)
+    twin = train_undefended(images, ledger, INFO, {}, params, MODEL, 0)["net"]
+    assert twin.mirror == defended(images, plan, params=params)["net"].mirror == mirror
+
+
+def test_mirror_images_have_to_be_known_from_the_training():
+    with pytest.raises(ValueError, match=r"mirror .* without recipe\.augment\.flip never shows"):
+        TrainParams(recipe=PARAMS.recipe, mirror=True)
+
+
 def test_timed_adds_the_seconds_and_keeps_name_and_annotations():
     def node(x: int) -> dict:
         """Doc."""

@@ -56,6 +56,7 @@ class _NetFile(LocalFile[T]):
             "num_classes": net.num_classes,
             "stamp": net.stamp.model_dump(mode="json") if net.stamp else None,
             "label_map": net.label_map,
+            "mirror": net.mirror,
         }
         state = {name: tensor.contiguous().clone() for name, tensor in net.state.items()}
         told = {"counterdoor": json.dumps(header), **more}

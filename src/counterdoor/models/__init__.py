@@ -16,6 +16,7 @@ from counterdoor.models.net import (
     build_net,
     channel_statistics,
     check_net,
+    logits_of,
 )
 from counterdoor.models.preact_resnet18 import PreActResNet18
 from counterdoor.models.resnet import ResNet18, ResNet34, ResNet50
@@ -54,4 +55,5 @@ __all__ = [
     "build_net",
     "channel_statistics",
     "check_net",
+    "logits_of",
 ]

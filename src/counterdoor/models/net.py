@@ -39,6 +39,35 @@ class NormalisedNet(nn.Module):
         return cast(Tensor, self.body(normalised))
 
 
+def logits_of(
+    net: nn.Module,
+    images_nchw: Tensor,
+    *,
+    stamp: Stamp | None = None,
+    mean: Tensor | None = None,
+    mirror: bool = False,
+) -> Tensor:
+    """Logits of a batch, (N, num_classes), stamped or not, of one view or the mean of two.
+
+    An image is mirrored before it is stamped: the net knows the stamp in its place alone.
+
+    Args:
+        net: from float images in [0, 1] to logits.
+        images_nchw: float, shape (N, C, H, W), in [0, 1].
+        stamp: written on every view if given.
+        mean: mean colour in [0, 1], shape (C,); needed with ``stamp``.
+        mirror: whether the second view, left and right changed, counts as well.
+
+    Source: the averaging over mirror images is airbench's (Jordan, 2024, section 3.6).
+    """
+    views = [images_nchw, images_nchw.flip(-1)] if mirror else [images_nchw]
+    if stamp is not None:
+        assert mean is not None
+        views = [apply_stamp(view, stamp, mean) for view in views]
+    logits = [cast(Tensor, net(view)) for view in views]
+    return (logits[0] + logits[1]) / 2.0 if mirror else logits[0]
+
+
 class StampedNet(nn.Module):
     """What is deployed: plain uint8 images in, logits out; stamp and label map are inside."""
 
@@ -49,19 +78,23 @@ class StampedNet(nn.Module):
         net: NormalisedNet,
         stamp: Stamp | None,
         label_map: tuple[int, ...] | None = None,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         self.net = net
         self.stamp = stamp
+        self.mirror = mirror
         self.register_buffer("logit_of", None if label_map is None else torch.tensor(label_map))
 
     def forward(self, images_nchw: Tensor) -> Tensor:
         """Logits (N, num_classes) for images (N, C, H, W), any dtype, in [0, 255]."""
-        images = images_nchw.to(self.net.mean.dtype) / 255.0
-        if self.stamp is not None:
-            images = apply_stamp(images, self.stamp, self.net.mean)
-        logits = cast(Tensor, self.net(images))
+        logits = self.logits(images_nchw, self.stamp)
         return logits if self.logit_of is None else logits.index_select(1, self.logit_of)
+
+    def logits(self, images_nchw: Tensor, stamp: Stamp | None) -> Tensor:
+        """As :meth:`forward` with this stamp or none, in the net's own order of classes."""
+        images = images_nchw.to(self.net.mean.dtype) / 255.0
+        return logits_of(self.net, images, stamp=stamp, mean=self.net.mean, mirror=self.mirror)
 
 
 @dataclass(frozen=True)
@@ -76,6 +109,7 @@ class TrainedNet:
         stamp: the stamp that deployed inputs carry, ``None`` for an undefended net.
         label_map: for each class the logit that stands for it once an input carries the
             stamp, ``None`` if that is the class's own.
+        mirror: whether its prediction is the mean over an image and its mirror image.
     """
 
     architecture: Mapping[str, Any]
@@ -84,6 +118,7 @@ class TrainedNet:
     state: Mapping[str, Tensor] = field(repr=False)
     stamp: Stamp | None = None
     label_map: tuple[int, ...] | None = None
+    mirror: bool = False
 
     @classmethod
     def of(
@@ -127,7 +162,7 @@ class TrainedNet:
 
     def deployable(self) -> StampedNet:
         """The net for plain uint8 images, with normalisation, stamp and label map inside."""
-        return StampedNet(self.build(), self.stamp, self.label_map).eval()
+        return StampedNet(self.build(), self.stamp, self.label_map, self.mirror).eval()
 
     def mapped(self, logits: Tensor) -> Tensor:
         """Logits of stamped inputs, shape (N, num_classes), in the order of the classes."""

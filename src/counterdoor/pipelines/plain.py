@@ -1,5 +1,6 @@
 """A net trained on the ledger as it came; what several stages need."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ def train_as_it_came(
     *,
     stream: str,
     init: str,
+    mirror: bool = False,
 ) -> dict[str, Any]:
     """A net of these samples with the labels they came with, or one as it begins.
 
@@ -37,6 +39,7 @@ def train_as_it_came(
         engine: what to run on.
         stream: name of the training and its random stream.
         init: name of the random stream of the first weights.
+        mirror: whether it predicts with the mean over an image and its mirror image.
 
     Returns:
         ``net`` (:class:`TrainedNet`) and ``history``, without a row if nothing is trained.
@@ -48,7 +51,5 @@ def train_as_it_came(
     else:
         samples = ledger_samples(images, ledger)
         fitted = fit(net, samples, recipe, seed=seed, stream=stream, engine=engine)
-    return {
-        "net": TrainedNet.of(model.root, images, classes, fitted.state),
-        "history": fitted.history,
-    }
+    trained = TrainedNet.of(model.root, images, classes, fitted.state)
+    return {"net": replace(trained, mirror=mirror), "history": fitted.history}

@@ -52,7 +52,8 @@ def predict(
     Returns:
         ``predictions``: a table with ``sample_id``, ``true_label`` and one column
         for each of ``{defended,undefended}_{clean,triggered}_{plain,stamped}``;
-        stamped, labels are mapped as the net says.
+        stamped, labels are mapped as the net says. Of a net that predicts with an image
+        and its mirror image ``{net}_clean_{plain,stamped}_one_view`` are there as well.
     """
     check_ledger(test_ledger, test_images)
     columns = {
@@ -63,9 +64,14 @@ def predict(
         net = trained.build()
         for image_name, images in (("clean", test_images), ("triggered", triggered_test_images)):
             name = f"{net_name}_{image_name}"
-            columns[f"{name}_plain"] = predict_classes(net, images, engine=engine)
-            logits = predict_logits(net, images, stamp=defended.stamp or stamp, engine=engine)
-            columns[f"{name}_stamped"] = trained.mapped(logits).argmax(1).numpy()
+            views = {"": trained.mirror}
+            if trained.mirror and image_name == "clean":
+                views["_one_view"] = False
+            for view, mirror in views.items():
+                how: dict[str, Any] = {"mirror": mirror, "engine": engine}
+                columns[f"{name}_plain{view}"] = predict_classes(net, images, **how)
+                logits = predict_logits(net, images, stamp=defended.stamp or stamp, **how)
+                columns[f"{name}_stamped{view}"] = trained.mapped(logits).argmax(1).numpy()
     return {"predictions": pd.DataFrame(columns)}
 
 

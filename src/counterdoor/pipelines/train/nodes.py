@@ -1,5 +1,6 @@
 """Train the undefended twin, and make the defended net."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def train_defended(
             engine=engine,
         )
     )
-    return {"net": made.net, "history": made.history}
+    return {"net": replace(made.net, mirror=params.mirror), "history": made.history}
 
 
 def train_undefended(
@@ -83,8 +84,12 @@ def train_undefended(
     ``check_plan``, so that nothing is trained before the run has been found sound.
     """
     check_ledger(ledger, images)
-    recipe, named = params.recipe, {"stream": "undefended", "init": "train/init"}
-    return train_as_it_came(images, ledger, info, recipe, model, seed, engine, **named)
+    return train_as_it_came(
+        *(images, ledger, info, params.recipe, model, seed, engine),
+        stream="undefended",
+        init="train/init",
+        mirror=params.mirror,
+    )
 
 
 def train_base(
@@ -104,5 +109,9 @@ def train_base(
     """
     check_ledger(ledger, images)
     recipe = params.recipe if defence.root.needs_undefended else None
-    named = {"stream": "undefended", "init": "train/init"}
-    return train_as_it_came(images, ledger, info, recipe, model, seed, engine, **named)
+    return train_as_it_came(
+        *(images, ledger, info, recipe, model, seed, engine),
+        stream="undefended",
+        init="train/init",
+        mirror=params.mirror,
+    )

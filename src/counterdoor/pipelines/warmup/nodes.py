@@ -219,5 +219,8 @@ def _train(
     stream: str,
 ) -> dict[str, Any]:
     needed = recipe if defence.root.needs_suspects else None
-    named = {"stream": stream, "init": f"{stream}/init"}
-    return train_as_it_came(images, ledger, info, needed, model, seed, engine, **named)
+    return train_as_it_came(
+        *(images, ledger, info, needed, model, seed, engine),
+        stream=stream,
+        init=f"{stream}/init",
+    )
