@@ -43,7 +43,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 ORDER = [
-    *("ingest", "attack", "features", "warmup", "detect", "relabel", "train", "evaluate", "export")
+    *("ingest", "attack", "features", "warmup", "detect", "relabel", "train", "evaluate", "export"),
+    "selftest",
 ]
 
 # The first stage whose result each parameter can change, written down by hand.
@@ -70,6 +71,7 @@ FIRST_READ = {
     "train": "train",
     "export": "export",
     "verdict": "export",
+    "canary": "selftest",
 }
 
 

@@ -109,7 +109,33 @@ def test_as_json_it_is_one_object(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out) == {**verdict, "exit_code": 3, "files": files}
 
 
-@pytest.mark.parametrize("given", [{"dry_run": True}, {"as_json": True}, {"max_minutes": 3}])
+def test_a_self_test_is_another_pipeline_of_the_same_run_and_tells_what_it_found(capsys, tmp_path):
+    ran = []
+    verdict = {"answer": "evidence", "chance": None, "suspects": 7, "reasons": ["Because."]}
+    made = {"verdict": Made(verdict, tmp_path), "self_test": Made({"words": "Found."}, tmp_path)}
+
+    def command(**given):
+        ran.append(given)
+        return made
+
+    for as_json in (False, True):
+        with pytest.raises(SystemExit):
+            answering(command)(
+                *(), pipelines=["defend"], params={}, self_test=True, as_json=as_json
+            )
+    text, told = capsys.readouterr().out.rsplit("\n{", 1)
+    assert "Found." in text
+    assert json.loads("{" + told)["self_test"] == {"words": "Found."}
+    assert [each["pipelines"] for each in ran] == [["defend", "selftest"]] * 2
+    made.pop("verdict")
+    assert answering(command)(pipelines=["selftest"], params={}) == made
+    assert capsys.readouterr().out == "Found.\n"
+    assert ran[2]["params"]["attack_name"] == "none"  # nothing is known, as in defend
+
+
+@pytest.mark.parametrize(
+    "given", [{"dry_run": True}, {"self_test": True}, {"as_json": True}, {"max_minutes": 3}]
+)
 def test_what_is_of_defend_alone_is_refused_elsewhere(given):
     params = {name: value for name, value in given.items() if name == "max_minutes"}
     options = {name: value for name, value in given.items() if name != "max_minutes"}
@@ -166,7 +192,7 @@ def ahead(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     looks = []
 
-    def look(params, env, conf_source):
+    def look(params, env, conf_source, *, self_test=False):
         looks.append(params)
         trainings = [
             Training("warmup", None, Recipe(epochs=10), 600, rate=100.0),
@@ -179,7 +205,8 @@ def ahead(monkeypatch, tmp_path):
             "reading_seconds": 10.0,
             "free_bytes": 10**12,
         }
-        return Forecast(trainings, 10.0, 3 * 10**6), about
+        plan = Forecast(trainings, 10.0, 3 * 10**6)
+        return plan.tested(10**6) if self_test else plan, about
 
     monkeypatch.setattr(defending, "look_ahead", look)
     return looks
@@ -199,6 +226,10 @@ def test_a_dry_run_tells_and_does_nothing(ahead, tmp_path, capsys):
     assert [each["epochs"] for each in told["trainings"]] == [10, 20]
     assert told["seconds"] == 10.0 + 60.0 + 300.0
     assert told["disk_bytes"] == 3 * 10**6
+    answering(command)(pipelines=["defend"], params={}, dry_run=True, self_test=True)
+    told = capsys.readouterr().out
+    assert "canary warmup" in told
+    assert "In all about 13 min and 4 MB of disk" in told
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,6 +22,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train": (("defence_name",), ("train",)),
     "evaluate": ((), ()),
     "export": ((), ("export", "verdict")),
+    "selftest": ((), ("canary",)),
 }
 
 

@@ -41,6 +41,12 @@ OPTIONS: list[click.Parameter] = [
         help="With --pipelines defend: read and check the images, measure the speed of a few "
         "batches, say what would be done and what it would take. Writes nothing.",
     ),
+    click.Option(
+        ["--self-test"],
+        is_flag=True,
+        help="With --pipelines defend: also plant a harmless backdoor of our own, a canary, in a "
+        "copy of the data, and say whether this configuration finds it. Detects a second time.",
+    ),
     click.Option(["--quiet"], is_flag=True, help="No log but warnings."),
     click.Option(
         ["--json", "as_json"],
@@ -53,7 +59,7 @@ OPTIONS: list[click.Parameter] = [
 
 
 def spelt_out(params: Mapping[str, Any], pipelines: Iterable[str]) -> dict[str, Any]:
-    """Run parameters with their short names in full, and what the pipeline ``defend`` implies.
+    """Run parameters with their short names in full, and what ``defend`` and ``selftest`` imply.
 
     ``source_path`` is ``ingest.source.path``, and ``trusted_path`` ``ingest.trusted_path``. Of
     data of unknown origin nothing is known: there is no attack to make, the detector is ``ac``
@@ -69,7 +75,7 @@ def spelt_out(params: Mapping[str, Any], pipelines: Iterable[str]) -> dict[str, 
         ingest["source"] = {**ingest.get("source", {}), "path": str(given.pop("source_path"))}
     if "trusted_path" in given:
         ingest["trusted_path"] = str(given.pop("trusted_path"))
-    if "defend" in pipelines:
+    if {"defend", "selftest"} & set(pipelines):
         given.setdefault("attack_name", "none")
         named = given.get("detect", {}).get("detector", {}).get("name")
         own = (named or given.setdefault("detector_name", "ac")) == "ac"
@@ -94,15 +100,25 @@ def answering(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def wrapper(
-        *args: Any, dry_run: bool = False, quiet: bool = False, as_json: bool = False, **kwargs: Any
+        *args: Any,
+        dry_run: bool = False,
+        self_test: bool = False,
+        quiet: bool = False,
+        as_json: bool = False,
+        **kwargs: Any,
     ) -> Any:
         selected = [
             name for name in (kwargs.get("pipeline"), *(kwargs.get("pipelines") or ())) if name
         ]
         given = dict(kwargs.get("params") or {})
         minutes = given.pop("max_minutes", None)
-        if "defend" not in selected and (dry_run or as_json or minutes is not None):
-            raise ValueError("--dry-run, --json and max_minutes go with --pipelines defend alone")
+        if "defend" not in selected and (dry_run or self_test or as_json or minutes is not None):
+            raise ValueError(
+                "--dry-run, --self-test, --json and max_minutes go with --pipelines defend alone"
+            )
+        if self_test and "selftest" not in selected:
+            selected.append("selftest")
+            kwargs |= {"pipeline": None, "pipelines": selected}
         params = kwargs["params"] = spelt_out(given, selected)
         note = _note(params, kwargs.get("env"))
         with _quietly(quiet or as_json):
@@ -110,7 +126,12 @@ def answering(command: Callable[..., Any]) -> Callable[..., Any]:
                 limit = None if minutes is None else _positive(minutes)
                 epochs = _noted(note, limit)
                 if dry_run or epochs is None:
-                    plan, about = look_ahead(params, kwargs.get("env"), kwargs.get("conf_source"))
+                    plan, about = look_ahead(
+                        params,
+                        kwargs.get("env"),
+                        kwargs.get("conf_source"),
+                        self_test="selftest" in selected,
+                    )
                     if epochs is None and limit is not None:
                         spent = about["reading_seconds"] + EXPORT_SECONDS
                         epochs = plan.within(60.0 * limit, besides=spent)
@@ -124,6 +145,8 @@ def answering(command: Callable[..., Any]) -> Callable[..., Any]:
         note.unlink(missing_ok=True)
         if "defend" in selected and "verdict" in made:
             sys.exit(_tell(made, as_json))
+        if "self_test" in made:
+            click.echo(made["self_test"].load()["words"])
         return made
 
     return wrapper
@@ -182,9 +205,11 @@ def _with_epochs(params: Mapping[str, Any], epochs: Mapping[str, int]) -> dict[s
 
 
 def look_ahead(
-    params: dict[str, Any], env: str | None, conf_source: str | None
+    params: dict[str, Any], env: str | None, conf_source: str | None, *, self_test: bool = False
 ) -> tuple["Forecast", dict[str, Any]]:
     """Read and check the images as a run of ``defend`` would, and forecast it; write nothing.
+
+    With ``self_test`` it plants a canary as well.
 
     Returns:
         The forecast, and plain values about the images.
@@ -219,6 +244,8 @@ def look_ahead(
     check_plan(images, ledger, info, stamp=stamp, **checked)
     with _quietly(True):  # of the batches that are tried
         plan = forecast(images, ledger, info, **chosen)
+    if self_test:
+        plan = plan.tested(images.nbytes)
     free = shutil.disk_usage(project / "data").free
     if plan.disk > free:
         raise ValueError(
@@ -261,10 +288,10 @@ def _tell_plan(plan: "Forecast", about: Mapping[str, Any], as_json: bool) -> Non
     )
     for each in plan.trainings:
         click.echo(
-            f"  {each.stage:<9} {each.recipe.epochs:>5} epochs of {each.images:,} images, "
+            f"  {each.stage:<15} {each.recipe.epochs:>5} epochs of {each.images:,} images, "
             f"{each.rate:,.0f} images/s: {_duration(each.seconds)}"
         )
-    click.echo(f"  {'all else':<9} {_duration(plan.predicting + EXPORT_SECONDS)}")
+    click.echo(f"  {'all else':<15} {_duration(plan.predicting + EXPORT_SECONDS)}")
     total = plan.seconds + about["reading_seconds"] + EXPORT_SECONDS
     click.echo(
         f"In all about {_duration(total)} and {plan.disk / 1e6:,.0f} MB of disk "
@@ -288,13 +315,16 @@ def _tell(made: Mapping[str, Any], as_json: bool) -> int:
     folder, version = own.parents[2], own.parent.name
     places = {name: folder / file / version / file for name, (file, _) in SHOWN.items()}
     files = {name: str(place) for name, place in places.items() if place.exists()}
+    self_test = made["self_test"].load() if "self_test" in made else None
     if as_json:
-        told = verdict.model_dump(mode="json")
+        told = verdict.model_dump(mode="json") | ({"self_test": self_test} if self_test else {})
         click.echo(json.dumps({**told, "exit_code": code, "files": files}))
         return code
     click.secho(f"\n{verdict.words}", bold=True)
     for reason in verdict.reasons:
         click.echo(f"  {reason}")
+    if self_test:
+        click.echo(f"  {self_test['words']}")
     click.echo("")
     for name, file in files.items():
         click.echo(f"  {SHOWN[name][1]:<14} {file}")

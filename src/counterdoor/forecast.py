@@ -32,6 +32,8 @@ CHEAPER = 3.0
 """A training step takes about so many times as long as a prediction."""
 NET_COPIES = 12
 """Files of about a net's size that a run leaves: nets, exports and MLflow's copies of them."""
+BEFORE_DETECTION = ("warmup", "features")
+"""Stages of the trainings that a detector may look at."""
 SHARES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1)
 """What :func:`within` may cut the trainings to."""
 
@@ -89,6 +91,20 @@ class Forecast:
             update = {"epochs": epochs.get(each.key or "", each.recipe.epochs)}
             changed.append(replace(each, recipe=each.recipe.model_copy(update=update)))
         return replace(self, trainings=changed)
+
+    def tested(self, copied: int) -> "Forecast":
+        """The same with a self-test: what comes before detection a second time, on a copy.
+
+        Args:
+            copied: bytes of the images.
+        """
+        again = [
+            replace(each, stage=f"canary {each.stage}")
+            for each in self.trainings
+            if each.stage in BEFORE_DETECTION
+        ]
+        copy = self.disk + copied
+        return replace(self, trainings=[*self.trainings, *again], disk=copy)
 
     def within(self, seconds: float, besides: float = 0.0) -> dict[str, int]:
         """Epochs by parameter with which the run takes at most so long, or about.

@@ -4,7 +4,7 @@
 become metrics; ``history``: a training's epochs, kept, and its images per second as a
 metric (the epochs themselves are logged while it runs); ``seconds``: a table of
 stages becomes ``seconds_<stage>`` and their sum ``seconds``; ``artifact``: the file is
-kept with the run; ``verdict``: the file is kept, its answer becomes a tag; ``model``: the
+kept with the run; ``answer``: the file is kept, its answer becomes a tag; ``model``: the
 net is logged as an MLflow model, stamp and normalisation inside, or, if torch cannot
 export it, as its file: a finished training is not lost for that, and a pickle would hold
 code.
@@ -31,6 +31,7 @@ from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import AbstractVersionedDataset, DataCatalog
 from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
 
 from counterdoor.config import CHOICES as NAMED
 from counterdoor.hardened import Hardened
@@ -147,11 +148,17 @@ class TrackingHooks:
                     rate = images / data["seconds"].sum()
                     self._log_metrics({f"images_per_second_{stage}": rate})
                 self._log_file(dataset)
-            case "verdict":
-                self._mlflow.set_tag("verdict", data["answer"])
+            case "answer":
+                self._mlflow.set_tag(dataset_name, data["answer"])
                 self._log_file(dataset)
             case "model":
                 self._log_model(dataset_name, dataset, data)
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        """Keep the curves of a copy's trainings apart from those of the data itself."""
+        if self._handler is not None:
+            self._handler.prefix = f"{node.namespace}." if node.namespace else ""
 
     @hook_impl
     def after_pipeline_run(self) -> None:
@@ -344,6 +351,8 @@ class _MetricsHandler(logging.Handler):
         self._metric = mlflow.entities.Metric
         self._run_id = run_id
         self._waiting: list[Any] = []
+        self.prefix = ""
+        """Of the names of all metrics."""
         self.stop: BaseException | None = None
         """Raised at the next epoch: Python loses what a signal raises in a destructor."""
         self._written = time.monotonic()
@@ -357,7 +366,7 @@ class _MetricsHandler(logging.Handler):
         stream, step = record.stream, record.step  # type: ignore[attr-defined]
         now = int(1000 * record.created)
         self._waiting += [
-            self._metric(f"{stream}/{key}", value, now, step)
+            self._metric(f"{self.prefix}{stream}/{key}", value, now, step)
             for key, value in metrics.items()
             if key != "seconds"
         ]

@@ -25,7 +25,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = ["ingest", "attack", "warmup", "detect", "relabel", "train", "evaluate"]
-ORDER = [*EXPERIMENT, "export"]
+STAGES_IN_ORDER = [*EXPERIMENT, "export"]
+ORDER = [*STAGES_IN_ORDER, "selftest"]
 FOLDERS = {
     "ingest": "01_raw",
     "attack": "02_intermediate",
@@ -35,9 +36,14 @@ FOLDERS = {
     "train": "06_models",
     "evaluate": "08_reporting",
     "export": "06_models",
+    "selftest": "08_reporting",
 }
 DEFENCE = ("warmup", "detect", "relabel", "train")
-CACHED = {"cached_attack_preparation": "attack_preparation", "cached_features": "features"}
+CACHED = {
+    "cached_attack_preparation": "attack_preparation",
+    "cached_features": "features",
+    "canary.cached_features": "canary.features",
+}
 """What is read before its stage writes it anew, and the data set whose file it is."""
 TEST_SET = {"test_images", "test_ledger", "triggered_test_images"}
 
@@ -61,7 +67,7 @@ def nodes(pipelines):
 def every_node(pipelines):
     """Of all stages, and the one that only ``defend`` has."""
     base = [node for node in pipelines["defend"].nodes if node.name == "train_base"]
-    return [*(node for stage in ORDER for node in pipelines[stage].nodes), *base]
+    return [*(node for stage in ORDER for node in own_nodes(pipelines, stage)), *base]
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +93,13 @@ def stored(pipelines):
 
 
 def stage_of(node):
-    (stage,) = node.tags
+    (stage,) = node.tags if node.namespace is None else {"selftest"}
     return stage
+
+
+def own_nodes(pipelines, stage):
+    """The self-test starts with the ingest of all others."""
+    return [node for node in pipelines[stage].nodes if stage_of(node) == stage]
 
 
 def reads(node):
@@ -111,15 +122,17 @@ def test_default_is_all_of_them_but_export(pipelines):
 
 
 def test_every_node_has_its_stage_as_its_only_tag_and_a_name(pipelines):
-    for stage in ORDER:
+    for stage in STAGES_IN_ORDER:
         for node in pipelines[stage].nodes:
             assert node.tags == {stage}
             assert node.name.split("(")[0].isidentifier()
+    assert all("selftest" in node.tags for node in own_nodes(pipelines, "selftest"))
 
 
 def test_the_experiment_needs_parameters_only(pipelines):
     inputs = pipelines["__default__"].inputs()
-    assert {name for name in inputs if not is_parameter(name)} == set(CACHED)
+    cached = {name for name in CACHED if not name.startswith("canary.")}
+    assert {name for name in inputs if not is_parameter(name)} == cached
 
 
 def test_every_stage_reads_earlier_stages_only(pipelines, producers):
@@ -166,9 +179,10 @@ def test_no_two_data_sets_share_a_file(catalog, stored):
         assert paths[cached] == paths[name]
 
 
-def test_what_is_cached_is_read_by_the_node_that_makes_it_alone(nodes, producers):
+def test_what_is_cached_is_read_by_the_node_that_makes_it_alone(every_node, producers):
     for cached, name in CACHED.items():
-        assert [node.name for node in nodes if cached in node.inputs] == [producers[name].name]
+        readers = [node.name for node in every_node if cached in node.inputs]
+        assert readers == [producers[name].name]
 
 
 def test_every_artifact_can_be_told_by_its_extension(catalog, stored):
@@ -194,13 +208,15 @@ def test_metadata_for_tracking_is_of_a_known_kind(catalog, stored):
     kinds = defaultdict(set)
     for name in stored:
         kinds[catalog[name].metadata.get("mlflow")].add(name)
-    told = {"tags", "metrics", "history", "seconds", "artifact", "model", "verdict"}
+    told = {"tags", "metrics", "history", "seconds", "artifact", "model", "answer"}
     assert set(kinds) == {None, *told}
-    assert kinds["verdict"] == {"verdict"}
+    assert kinds["answer"] == {"verdict", "self_test"}
     assert kinds["tags"] == {"dataset_info"}
     assert kinds["metrics"] == {"metrics", "plan_check"}
     assert kinds["seconds"] == {"seconds"}
-    assert kinds["history"] == {name for name in stored if name.endswith("_history")}
+    assert kinds["history"] == {
+        name for name in stored if name.endswith("_history") and not name.startswith("canary.")
+    }
     assert kinds["model"] == {"defended_net", "hardened"}
     told = {"report", "rejected_files", "suspects", "suspects_page", "cleaned", "model_card"}
     assert {name for name in stored if name.endswith("_figure")} | told <= kinds["artifact"]
@@ -243,7 +259,8 @@ def test_a_path_depends_on_every_parameter_that_its_artifact_depends_on(nodes, p
         path = entries[name]["filepath"]
         stage = path.split("${variant:")[1].split("}")[0]
         assert needed(name, set()) <= variant_keys(path, stage), name
-    read = {key for stage, (_, keys) in STAGES.items() for key in keys if stage != "export"}
+    later = {"export", "selftest"}
+    read = {key for stage, (_, keys) in STAGES.items() for key in keys if stage not in later}
     assert needed("metrics", set()) == read
 
 
@@ -276,8 +293,11 @@ def test_no_pipeline_but_the_ablation_shows_the_defence_the_oracle(pipelines):
 def test_data_of_unknown_origin_meets_no_attack_and_no_truth(pipelines):
     """The stages of the experiment but for the attack, its images taken as they came."""
     nodes = {node.name: node for node in pipelines["defend"].nodes}
-    usual = {node.name: node for stage in ORDER for node in pipelines[stage].nodes}
-    assert {stage_of(node) for node in nodes.values()} == set(ORDER) - {"attack", "evaluate"}
+    usual = {node.name: node for stage in STAGES_IN_ORDER for node in pipelines[stage].nodes}
+    assert {stage_of(node) for node in nodes.values()} == {*STAGES_IN_ORDER} - {
+        "attack",
+        "evaluate",
+    }
     assert set(usual) - set(nodes) == {
         *(node.name for stage in ("attack", "evaluate") for node in pipelines[stage].nodes),
         "train_undefended",
@@ -299,6 +319,23 @@ def test_data_of_unknown_origin_meets_no_attack_and_no_truth(pipelines):
     for node in nodes.values():
         if reads(node) & TEST_SET:
             assert stage_of(node) == "export"
+
+
+def test_the_self_test_looks_as_defend_does(pipelines):
+    """The same nodes on a copy; of the truth only what was planted in it is read."""
+    copies = {node.name: node for node in own_nodes(pipelines, "selftest")}
+    for stage in ("warmup", "detect"):
+        for node in pipelines[stage].nodes:
+            copy = copies.pop(f"canary.{node.name}")
+            expected = [
+                name if is_parameter(name) or name == "dataset_info" else f"canary.{name}"
+                for name in node.inputs
+            ]
+            assert (copy.func.__name__, copy.inputs) == (node.func.__name__, expected)
+    assert set(copies) == {"canary.plant", "canary.tell"}
+    assert not pipelines["selftest"].datasets() & {"oracle", *TEST_SET} - {
+        output for node in pipelines["ingest"].nodes for output in node.outputs
+    }
 
 
 def test_only_attack_writes_the_oracle(nodes):
@@ -390,7 +427,8 @@ def test_the_layers_have_no_cycle(catalog, every_node):
                 if source != target:
                     layers[target].add(source)
     order = list(TopologicalSorter(layers).static_order())  # raises CycleError
-    assert order == ORDER
+    order.remove("selftest")  # a branch of its own
+    assert order == STAGES_IN_ORDER
 
 
 def test_features_are_shared_by_all_detectors_and_labelers(catalog):

@@ -1,0 +1,5 @@
+"""Stage *selftest*."""
+
+from counterdoor.pipelines.selftest.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]
