@@ -19,7 +19,8 @@ from rich.console import Console
 from counterdoor.cells import Job, Outcome, jobs_of
 from counterdoor.cli import cli
 from counterdoor.comparison import Cell, read_grid
-from counterdoor.table import follow
+from counterdoor.results import Results
+from counterdoor.table import append_records, follow, measured, read_records
 from counterdoor.tracking import EXPERIMENT
 
 pytestmark = [
@@ -198,6 +199,48 @@ def test_the_page_alone_is_written_from_what_has_run(project):
     assert "commit 0123456; a machine." in page
     assert "](results/grid.png)" in page
     assert (project / "pages" / "results" / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cells_measured_elsewhere_are_read_from_records_and_new_ones_are_added(
+    project, empty_store, monkeypatch
+):
+    first, drop, second = jobs_of(project, read_grid(project / "grid.yml").cells())
+    add_run(first, ca=0.5)
+    results = Results.read(project)
+    file = project / "records" / "cells.jsonl"
+    assert [each.cell for each in append_records(file, [first, drop], results, {})] == [first.cell]
+    known = read_records(file)
+    assert append_records(file, [first, drop], results, known) == []
+    (line,) = file.read_text().splitlines()
+    told = json.loads(line)
+    assert (told["attack"], told["defence"], told["seed"]) == ("badnets", "vd", 0)
+    assert told["metrics"] == {"ca": 0.5, "asr": 0.1, "n_train": 4000.0}
+    assert told["parameters"] == {"attack_name": "badnets", "model.name": "digits_cnn"}
+    assert told["tags"] == {"hardware": "a machine", "commit": "0123456789"}
+
+    another_machine = copy(empty_store, project / "another.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{another_machine}")
+    assert "3 cells, 0 finished" in call("--dry-run")
+    assert "3 cells, 1 finished, 2 to run" in call("--dry-run", "--records", str(file))
+    add_run(second, ca=0.9)
+    call("--only-page", "--records", str(file))
+    assert len(file.read_text().splitlines()) == 2
+    page = (project / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "2 of 3 runs" in page
+    assert "| badnets | vd | 2 |" in page
+    assert "| 70.0 ± 28.3% |" in page
+    (kept,) = measured([first], Results.read(project), known)
+    assert kept.metrics["ca"] == 0.5
+
+
+@pytest.mark.parametrize("line", ["", "x", "[]", '{"variant": "v", "seed": 0, "metrics": {}}'])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    file = tmp_path / "cells.jsonl"
+    good = {"variant": "v", "seed": 0, "metrics": {}, "parameters": {}, "tags": {}}
+    file.write_text(json.dumps(good) + "\n" + line + "\n")
+    with pytest.raises(ValueError, match=r"cells\.jsonl, line 2, is no record of a cell"):
+        read_records(file)
+    assert read_records(tmp_path / "none") == read_records(None) == {}
 
 
 def test_the_command_on_the_page_keeps_paths_to_itself(project):

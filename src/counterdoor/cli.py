@@ -297,6 +297,12 @@ def attacks_page(where: str, records: Path | None, out: Path, limit: int) -> Non
 @click.option("--dry-run", is_flag=True, help="Say what has run and what would, and run nothing.")
 @click.option("--only-page", is_flag=True, help="Write the page from what has run.")
 @click.option(
+    "--records",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Cells measured before or elsewhere, a JSON line each: they are not run again, and new "
+    "ones are added.",
+)
+@click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("docs/results.md"),
@@ -314,6 +320,7 @@ def table(
     gpus: float,
     dry_run: bool,
     only_page: bool,
+    records: Path | None,
     out: Path,
 ) -> None:
     """Run a grid of attacks, defences and seeds, and write the page of its results.
@@ -323,6 +330,7 @@ def table(
     from counterdoor import cells
     from counterdoor import table as tables
     from counterdoor.comparison import read_grid
+    from counterdoor.results import Results
 
     project = project_path()
     environment = cells.environment(
@@ -330,25 +338,30 @@ def table(
     )
     read = {path: read_grid(path, params) for path in grids}
     jobs = {path: cells.jobs_of(project, grid.cells(), environment) for path, grid in read.items()}
+    known = tables.read_records(records)
+    every = list({job.key: job for each in jobs.values() for job in each}.values())
     failed = 0
-    if not only_page:
-        every = list({job.key: job for each in jobs.values() for job in each}.values())
-        waiting = tables.waiting(project, every)
-        done = len(every) - len(waiting)
-        click.echo(f"{len(every)} cells, {done} finished, {len(waiting)} to run")
-        if dry_run:
-            left = {job.key for job in waiting}
-            for job in every:
-                click.echo(f"  {'to run  ' if job.key in left else 'finished'}  {job.cell}")
-            return
-        outcomes = (
-            cells.run_on_ray(waiting, address=address, cpus=cpus, gpus=gpus)
-            if engine == "ray"
-            else cells.run_here(waiting, at_once=at_once)
-        )
-        failed = tables.follow(outcomes, done=done, total=len(every), console=_console())
+    try:
+        if not only_page:
+            waiting = tables.waiting(project, every, known)
+            done = len(every) - len(waiting)
+            click.echo(f"{len(every)} cells, {done} finished, {len(waiting)} to run")
+            if dry_run:
+                left = {job.key for job in waiting}
+                for job in every:
+                    click.echo(f"  {'to run  ' if job.key in left else 'finished'}  {job.cell}")
+                return
+            outcomes = (
+                cells.run_on_ray(waiting, address=address, cpus=cpus, gpus=gpus)
+                if engine == "ray"
+                else cells.run_here(waiting, at_once=at_once)
+            )
+            failed = tables.follow(outcomes, done=done, total=len(every), console=_console())
+    finally:  # also of a table that is interrupted
+        if records is not None and not dry_run:
+            tables.append_records(records, every, Results.read(project), known)
     tables.write_page(
-        project, {path: (read[path], jobs[path]) for path in read}, out, params=params
+        project, {path: (read[path], jobs[path]) for path in read}, out, params=params, known=known
     )
     click.echo(f"{out} is written")
     if failed:

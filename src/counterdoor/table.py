@@ -1,5 +1,6 @@
-"""What ``kedro table`` does: which cells are left, their progress, and the page."""
+"""What ``kedro table`` does: which cells are left, their progress, their records, and the page."""
 
+import json
 import math
 import os
 import signal
@@ -16,10 +17,67 @@ from counterdoor.cells import Job, Outcome, runs_of
 from counterdoor.comparison import Grid, by_path, read_published
 from counterdoor.results import Results
 
+KEPT = ("attack_name", "defence_name", "label_mapping", "train.recipe.epochs", "model.")
+"""Parameters that a record keeps, or their beginning: what the page tells, and no path."""
+KEPT_TAGS = ("commit", "commit.dirty", "hardware")
+"""Tags that a record keeps."""
 
-def waiting(project_path: Path, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that have not run."""
-    done = runs_of(jobs, Results.read(project_path))
+Record = Mapping[str, Any]
+Records = Mapping[tuple[str, int], Record]
+"""Cells measured before or elsewhere, by variant and seed."""
+
+
+def read_records(path: Path | None) -> dict[tuple[str, int], Record]:
+    """The cells of a file of records; none if there is no such file yet.
+
+    Raises:
+        ValueError: naming the line that is no record.
+    """
+    found: dict[tuple[str, int], Record] = {}
+    if path is None or not path.exists():
+        return found
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            key = str(record["variant"]), int(record["seed"])
+            found[key] = {name: dict(record[name]) for name in ("metrics", "parameters", "tags")}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path}, line {number}, is no record of a cell ({type(error).__name__}: {error}): "
+                "take the line out"
+            ) from error
+    return found
+
+
+def append_records(
+    path: Path, jobs: Sequence[Job], results: Results, known: Records
+) -> list[pages.Measured]:
+    """Add the cells that have run and are not known to a file of records, a JSON line each.
+
+    Returns:
+        The ones added.
+    """
+    new = [job for job in jobs if job.key not in known]
+    rows = runs_of(new, results)
+    added = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for job in new:
+            if job.key in rows:
+                cell = _measured(job, rows[job.key], results)
+                parameters = {k: v for k, v in cell.parameters.items() if k.startswith(KEPT)}
+                tags = {name: cell.tags[name] for name in KEPT_TAGS if name in cell.tags}
+                told = {"attack": job.cell.attack, "defence": job.cell.defence}
+                key = {"variant": job.variant, "seed": job.cell.seed}
+                figures = {"metrics": cell.metrics, "parameters": parameters, "tags": tags}
+                file.write(json.dumps({**told, **key, **figures}) + "\n")
+                added.append(cell)
+    return added
+
+
+def waiting(project_path: Path, jobs: Sequence[Job], known: Records) -> list[Job]:
+    """The jobs that have not run, and are not known from records."""
+    done = {*runs_of(jobs, Results.read(project_path)), *known}
     return [job for job in jobs if job.key not in done]
 
 
@@ -80,6 +138,7 @@ def write_page(
     out: Path,
     *,
     params: Mapping[str, Any],
+    known: Records,
 ) -> None:
     """Write the page of grids from MLflow, and its pictures beside it.
 
@@ -88,13 +147,14 @@ def write_page(
         grids: with their jobs, by their file.
         out: the page.
         params: further run parameters that the grids were read with.
+        known: cells of records, which count where there is no run.
 
     Raises:
         ValueError: if a file of published figures is not one.
     """
     results = Results.read(project_path)
     sections = [
-        pages.Section(grid, measured(jobs, results), _published(path, grid))
+        pages.Section(grid, measured(jobs, results, known), _published(path, grid))
         for path, (grid, jobs) in grids.items()
     ]
     folder = out.with_suffix("")
@@ -113,26 +173,26 @@ def write_page(
     out.write_text(text, encoding="utf-8")
 
 
-def measured(jobs: Sequence[Job], results: Results) -> list[pages.Measured]:
-    """The cells that have run."""
+def measured(jobs: Sequence[Job], results: Results, known: Records) -> list[pages.Measured]:
+    """The cells that have run, or are known from records."""
     rows = runs_of(jobs, results)
     found = []
     for job in jobs:
-        row = rows.get(job.key)
-        if row is not None:
-            found.append(
-                pages.Measured(
-                    job.cell,
-                    {
-                        str(name): float(value)
-                        for name, value in results.metrics.iloc[row].items()
-                        if not math.isnan(value)
-                    },
-                    _texts(results.parameters.iloc[row].items()),
-                    _texts(results.tags.iloc[row].items()),
-                )
-            )
+        if job.key in rows:
+            found.append(_measured(job, rows[job.key], results))
+        elif job.key in known:
+            found.append(pages.Measured(job.cell, **known[job.key]))
     return found
+
+
+def _measured(job: Job, row: int, results: Results) -> pages.Measured:
+    metrics = {
+        str(name): float(value)
+        for name, value in results.metrics.iloc[row].items()
+        if not math.isnan(value)
+    }
+    parameters = _texts(results.parameters.iloc[row].items())
+    return pages.Measured(job.cell, metrics, parameters, _texts(results.tags.iloc[row].items()))
 
 
 def _texts(items: Iterable[tuple[Any, Any]]) -> dict[str, str]:

@@ -34,6 +34,7 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from counterdoor.config import CHOICES as NAMED
+from counterdoor.config import STAGES
 from counterdoor.hardened import Hardened
 from counterdoor.hooks import LIBRARY_LOGGER
 from counterdoor.models import TrainedNet
@@ -315,8 +316,13 @@ def _log_torch(mlflow: Any, name: str, net: Any, shape: tuple[int, int, int], **
 
 
 def variant_of(parameters: Mapping[str, Any]) -> str:
-    """A digest of all parameters but the seed: equal for runs that differ by the seed alone."""
-    rest = {key: value for key, value in flatten(parameters).items() if key != "seed"}
+    """A digest of the experiment's parameters but the seed: equal for runs that differ by it alone.
+
+    Those that only stages after the evaluation read are no part of it.
+    """
+    later = {key for stage in ("export", "selftest") for key in STAGES[stage][1]}
+    kept = {key: value for key, value in parameters.items() if key not in later}
+    rest = {key: value for key, value in flatten(kept).items() if key != "seed"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
