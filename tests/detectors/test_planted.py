@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from counterdoor.detectors import AGPD, SPECTRE, ActivationClustering, Apart, Evidence, SCAn
+from counterdoor.detectors.clustering import remoteness
 
 SIDE = 4
 AC = ActivationClustering()
@@ -34,8 +35,10 @@ class Bare(nn.Module):
         return self.head(self.body(images.flatten(1)).relu() ** 2)
 
 
-def planted(targets, per_class=200, poisoned=30, classes=3, seed=0):
+def planted(targets, per_class=200, poisoned=30, classes=3, seed=0, clean_label=False):
     """Images whose class is a bright pixel, and in ``targets`` some with a trigger in its place.
+
+    With ``clean_label`` these have both.
 
     Returns:
         The evidence, in mixed order, 10 % of the clean samples trusted, and who is planted.
@@ -49,7 +52,7 @@ def planted(targets, per_class=200, poisoned=30, classes=3, seed=0):
         images[rows, label] += 120
         if label in targets:
             bad[rows[:poisoned]] = True
-            images[rows[:poisoned], label] -= 120
+            images[rows[:poisoned], label] -= 0 if clean_label else 120
             images[rows[:poisoned], -1 - label] += 110
     trusted = ~bad & (np.arange(len(labels)) % 10 == 9)
     order = generator.permutation(len(labels))
@@ -159,6 +162,31 @@ def test_clustering_is_told_by_features_who_is_honest(poisoned):
     assert detector.needs == {"plain", "features"}
     detector.check(pd.DataFrame({"label": given.labels, "trusted": nobody}), 3)
     np.testing.assert_array_equal(Apart()(detector(alone, seed=0), given.labels, nobody), bad)
+
+
+@pytest.mark.parametrize("poisoned", [30, 100, 150])
+def test_where_all_look_like_their_class_the_remote_part_is_not_honest(poisoned):
+    given, bad = planted([1], poisoned=poisoned, clean_label=True)
+    noise = np.random.default_rng(0).normal(size=(len(bad), 3))
+    features = (np.eye(3)[given.labels] + 0.5 * noise).astype(np.float32)
+    nobody = np.zeros(len(bad), dtype=bool)
+    alone = dataclasses.replace(given, trusted=nobody, features=features)
+    scores = ActivationClustering(honest="features")(alone, seed=0)
+    np.testing.assert_array_equal(Apart()(scores, given.labels, nobody), bad)
+
+
+def test_remoteness_one_by_one():
+    generator = np.random.default_rng(0)
+    points, labels = generator.normal(size=(40, 3)), np.arange(40) % 4
+    for label in range(4):
+        expected = []
+        for point in points[labels == label]:
+            away = sorted(
+                np.sqrt(((point - other) ** 2).sum()) for other in points[labels != label]
+            )
+            expected.append(sum(away[:5]) / 5)
+        np.testing.assert_allclose(remoteness(points, labels, label), expected)
+    assert remoteness(points[:4], labels[:4], 0).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("poisoned", [30, 150])

@@ -14,6 +14,10 @@ from counterdoor.engine import DEFAULT, Engine
 
 GAP = 0.1
 """A valley with so many samples halves the scores of its class."""
+ALIKE = 0.15
+"""If the shares of two parts that look honest by their features differ by less, none is told."""
+NEIGHBOURS = 5
+"""Samples of other classes whose mean distance says how remote a sample is."""
 
 
 class ActivationClustering(DetectorBase):
@@ -29,7 +33,9 @@ class ActivationClustering(DetectorBase):
     :class:`Apart` can tell how many to suspect.
 
     Which part is honest has to come from elsewhere: with all-to-one poison of 10 % the
-    poisoned part of one of ten classes is the larger one. If nothing tells, it is the larger.
+    poisoned part of one of ten classes is the larger one. Features tell where labels are wrong.
+    Where they are right, both parts look honest, and it is the one less remote from other
+    classes: a trigger leads to where no other class is.
 
     The paper clusters the last layer's inputs, reduced by independent components, without
     whitening, and takes the smaller part of a class for poison if it is small or well apart.
@@ -40,7 +46,7 @@ class ActivationClustering(DetectorBase):
             half of the layers gives as well, "all" at all of them.
         honest: what tells which part is: "trusted", more of the trusted samples lie in it;
             "features", more of it is nearest to its class's centre in features learnt without
-            labels; "larger", it is larger.
+            labels, or it is less remote; "larger", it is larger.
         components: how many principal components at most.
         least: smallest share of a class that counts as a part, in (0, 0.5); a few stragglers
             are none.
@@ -89,10 +95,17 @@ class ActivationClustering(DetectorBase):
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)
             places = [parted(each[rows], self.least) for each in whitened]
-            place = min(places, key=valley)
+            layer = min(range(len(places)), key=lambda number: valley(places[number]))
+            place, part = places[layer], places[layer] > 0
             weight = GAP / (GAP + min(valley(place), 1.0))
-            towards = -1.0 if _is_honest(place > 0, looks_honest[rows]) else 1.0
-            scores[rows] = towards * weight * place
+            honest = False
+            if part.any() and not part.all():
+                ahead = float(looks_honest[rows][part].mean() - looks_honest[rows][~part].mean())
+                honest = ahead > 0
+                if self.honest == "features" and abs(ahead) < ALIKE:
+                    away = remoteness(whitened[layer], labels, label)
+                    honest = bool(away[part].mean() < away[~part].mean())
+            scores[rows] = (-1.0 if honest else 1.0) * weight * place
         return scores
 
     def _looks_honest(self, evidence: Evidence) -> np.ndarray:
@@ -132,8 +145,22 @@ def whiten(points: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
     return np.asarray(places @ inverse_root(covariance))
 
 
-def _is_honest(part: np.ndarray, looks_honest: np.ndarray) -> bool:
-    """Whether more of the part looks honest than of the rest."""
-    if part.all() or not part.any():
-        return False
-    return bool(looks_honest[part].mean() > looks_honest[~part].mean())
+def remoteness(points: np.ndarray, labels: np.ndarray, label: int) -> np.ndarray:
+    """How far each sample of a class is from samples of other classes, its five nearest.
+
+    Args:
+        points: float, shape (n, k).
+        labels: int64, shape (n,).
+        label: the class, of m samples.
+
+    Returns:
+        Mean distances, float64, shape (m,); 0 if there are too few others.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    own = labels == label
+    if (~own).sum() < NEIGHBOURS:
+        return np.zeros(int(own.sum()))
+    nearest = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(points[~own])
+    distances: np.ndarray = nearest.kneighbors(points[own])[0].mean(axis=1)
+    return distances
