@@ -21,7 +21,7 @@ from counterdoor.hooks import (
 from counterdoor.labelers import Drop
 from counterdoor.labelers import Oracle as TrueLabels
 from counterdoor.params import IngestParams
-from counterdoor.pipelines import defend, detect, relabel, warmup
+from counterdoor.pipelines import defend, detect, relabel, selftest, warmup
 from counterdoor.sources import decoding
 
 PROGRESS = {
@@ -169,6 +169,12 @@ def test_the_truth_is_refused_where_the_pipeline_withholds_it(stage, family, nam
         ensure_truth_is_given(pipeline, catalog)
 
 
+def test_a_self_test_is_not_shown_the_truth_either():
+    catalog = SimpleNamespace(load={"params:detect": SimpleNamespace(detector=Oracle())}.get)
+    with pytest.raises(ValueError, match="detector 'oracle' looks at the truth"):
+        ensure_truth_is_given(selftest.create_pipeline(), catalog)
+
+
 def known(attack, share, path=None):
     source = {"name": "image_folder", "path": "x"}
     given = {"source": source, "test_share": 0.2, "trusted_share": share, "trusted_path": path}
@@ -179,6 +185,9 @@ def known(attack, share, path=None):
 
 
 def test_data_of_unknown_origin_is_not_said_to_be_attacked_or_partly_verified():
+    for stage in (defend, selftest):
+        with pytest.raises(ValueError, match="attack_name is 'badnets'"):
+            ensure_nothing_is_known(stage.create_pipeline(), known("badnets", 0))
     pipeline = defend.create_pipeline()
     ensure_nothing_is_known(pipeline, known("none", 0))
     ensure_nothing_is_known(pipeline, known("none", 0.05, "verified"))
