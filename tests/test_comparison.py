@@ -10,12 +10,14 @@ from pydantic import ValidationError
 from counterdoor.comparison import (
     Grid,
     Published,
+    by_path,
     nested,
     pareto_front,
     read_grid,
     read_published,
     same_cell,
 )
+from counterdoor.defending import spelt_out
 
 TABLES = Path(__file__).resolve().parents[1] / "benchmarks" / "tables"
 GRID = {
@@ -178,3 +180,14 @@ def test_the_grids_of_the_project(name):
     if grid.published:
         figures = read_published(TABLES / grid.published)
         assert {each.data for each in figures} == {grid.data}
+
+
+@pytest.mark.parametrize("name", ["unknown_digits", "unknown_cifar10"])
+def test_data_of_unknown_origin_is_defended_there_as_defend_does_it(name):
+    grid = read_grid(TABLES / f"{name}.yml")
+    (defence,) = grid.defences
+    implied = by_path(spelt_out({}, ["defend"]))
+    assert defence.parameters == {k: v for k, v in implied.items() if k != "attack_name"}
+    assert [each.name for each in grid.attacks if each.parameters["attack_name"] == "none"] == [
+        "clean"
+    ]
