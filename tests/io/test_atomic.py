@@ -275,6 +275,15 @@ def test_a_truncated_file_names_itself_and_the_remedy(tmp_path, name):
         assert "run again the pipeline that makes it" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_version_that_there_is_not_is_told_with_those_there_are(tmp_path, name):
+    for version in (FIRST, SECOND):
+        dataset(tmp_path, name, version).save(KINDS[name][1]())
+    with pytest.raises(DatasetError) as caught:
+        dataset(tmp_path, name, load=THIRD).load()
+    assert str(caught.value) == f"{name} has no version {THIRD}; there are {FIRST}, {SECOND}"
+
+
 @pytest.mark.parametrize("name", CHECKED)
 def test_a_file_of_another_kind_names_itself(tmp_path, name):
     dataset(tmp_path, name, FIRST).save(KINDS[name][1]())

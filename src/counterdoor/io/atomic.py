@@ -79,14 +79,21 @@ class ReadableErrors:
         """Load the version that the run resolved.
 
         Raises:
-            DatasetError: naming the damaged file and what to do, or the format's own.
+            DatasetError: naming the missing version or damaged file and what to do, or the
+                format's own.
         """
-        path = self._get_load_path()  # type: ignore[attr-defined]
+        path = Path(self._get_load_path())  # type: ignore[attr-defined]
         try:
             return super().load.__wrapped__(self)  # type: ignore[misc]
         except DatasetError:
             raise
         except Exception as error:
+            if not path.exists():
+                there = sorted(each.parent.name for each in path.parents[1].glob(f"*/{path.name}"))
+                raise DatasetError(
+                    f"{path.name} has no version {path.parent.name}; "
+                    f"there {'is' if len(there) == 1 else 'are'} {', '.join(there) or 'none'}"
+                ) from error
             raise DatasetError(
                 f"{path} cannot be read: {error}. The file is damaged or incomplete: delete the "
                 "folder of this version to fall back on the one before, or run again the pipeline "
