@@ -150,12 +150,28 @@ class Verdict(Config):
             ``None`` where gaps were judged, or nothing could be tested.
         suspects: how many samples are suspected.
         reasons: in words and numbers.
+        changed_suspects: share of the suspects whose class is another one under the stamp, in
+            [0, 1]; ``None`` if there is none, or the net has no stamp.
+        changed_others: the same of all others.
     """
 
     answer: Answer
     chance: float | None
     suspects: int
     reasons: list[str]
+    changed_suspects: float | None = None
+    changed_others: float | None = None
+
+    def under_the_stamp(self, suspects: float | None, others: float | None) -> "Verdict":
+        """The same with what the stamp changes, in numbers and as one more reason."""
+        told = [
+            f"{share:.1%} of {whom}"
+            for share, whom in ((suspects, "the suspects"), (others, "the others"))
+            if share is not None
+        ]
+        reason = f"Under the stamp the hardened net takes {' and '.join(told)} for another class."
+        changed = {"changed_suspects": suspects, "changed_others": others}
+        return self.model_copy(update={"reasons": [*self.reasons, reason], **changed})
 
     @property
     def words(self) -> str:

@@ -1,5 +1,7 @@
 """The stage that writes what is shipped."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,11 +19,13 @@ from counterdoor.params import (
     RelabelParams,
     TrainParams,
 )
+from counterdoor.pipelines.export import nodes
 from counterdoor.pipelines.export.nodes import (
     harden,
     judge,
     list_suspects,
     show_suspects,
+    verdict_of,
     write_card,
 )
 from counterdoor.stamp import Stamp
@@ -134,5 +138,69 @@ def test_the_verdict_is_on_scores_that_its_tests_are_calibrated_for(name, answer
     score[np.flatnonzero(labels == 1)[:150]] += 20
     ledger = new_ledger(labels, np.zeros(3000, bool)).assign(score=score, suspect=score > 10)
     detect = DetectParams(detector={"name": name}, suspect_ratio=0.1)
-    verdict = judge(ledger, INFO, detect, Judge())["verdict"]
-    assert (verdict["answer"], verdict["suspects"]) == (answer, int(ledger["suspect"].sum()))
+    verdict = verdict_of(ledger, INFO, detect, Judge())
+    assert (verdict.answer, verdict.suspects) == (answer, int(ledger["suspect"].sum()))
+
+
+@pytest.fixture
+def asked(case):
+    """Images, their ledger with some suspects, and a net whose stamp turns some over."""
+    images = case["test_images"]
+    net = build_net(DigitsCNN(width=3, hidden=8), images, 3, seed=1, stream="x")
+    floats = torch.tensor(images) / 255.0
+    with torch.no_grad():
+        for _ in range(20):
+            net.train()(floats)
+        net.body[-1].bias -= net.eval()(floats).mean(0)
+    model = DigitsCNN(width=3, hidden=8)
+    stamp = Stamp(size=6, colour="white")
+    trained = TrainedNet.of(model, images, 3, net.state_dict(), stamp)
+    suspect = np.arange(60) % 4 == 0
+    ledger = new_ledger(np.arange(60) % 3, np.zeros(60, bool))
+    return images, ledger.assign(score=np.linspace(0, 1, 60), suspect=suspect), trained
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_verdict_tells_what_the_stamp_changes_and_its_answer_does_not_depend_on_it(
+    asked, mirror
+):
+    images, ledger, trained = asked
+    trained = replace(trained, mirror=mirror)
+    verdict = judge(images, ledger, INFO, trained, PARAMS["detect"], Judge(), 0)["verdict"]
+    with torch.inference_mode():
+        pixels = torch.tensor(images)
+        turned = (
+            trained.deployable()(pixels).argmax(1)
+            != replace(trained, stamp=None).deployable()(pixels).argmax(1)
+        ).numpy()
+    suspect = ledger["suspect"].to_numpy()
+    assert verdict["changed_suspects"] == pytest.approx(turned[suspect].mean())
+    assert verdict["changed_others"] == pytest.approx(turned[~suspect].mean())
+    assert 0 < verdict["changed_others"] < 1
+    alone = verdict_of(ledger, INFO, PARAMS["detect"], Judge())
+    assert verdict["answer"] == alone.answer
+    assert verdict["reasons"] == [
+        *alone.reasons,
+        f"Under the stamp the hardened net takes {turned[suspect].mean():.1%} of the suspects and "
+        f"{turned[~suspect].mean():.1%} of the others for another class.",
+    ]
+
+
+def test_without_suspects_or_stamp_the_verdict_tells_less(asked, monkeypatch):
+    images, ledger, trained = asked
+    nobody = ledger.assign(suspect=False)
+    given = (PARAMS["detect"], Judge(), 0)
+    verdict = judge(images, nobody, INFO, trained, *given)["verdict"]
+    assert verdict["changed_suspects"] is None
+    assert "takes" in verdict["reasons"][-1]
+    assert "suspects and" not in verdict["reasons"][-1]
+    plain = judge(images, nobody, INFO, replace(trained, stamp=None), *given)["verdict"]
+    assert plain["changed_others"] is None
+    assert "stamp" not in " ".join(plain["reasons"])
+    seen = []
+    monkeypatch.setattr(nodes, "ASKED", 7)
+    monkeypatch.setattr(
+        nodes, "predict_logits", lambda net, part, **how: seen.append(len(part)) or torch.eye(7)
+    )
+    judge(images, ledger, INFO, trained, *given)
+    assert seen == [7, 7, 7, 7]

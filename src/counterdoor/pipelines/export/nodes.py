@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from counterdoor.engine import DEFAULT, Engine
 from counterdoor.hardened import Hardened, model_card, to_onnx
 from counterdoor.ledger import DROPPED, check_ledger
 from counterdoor.models import TrainedNet
@@ -18,8 +19,13 @@ from counterdoor.params import (
     RelabelParams,
     TrainParams,
 )
+from counterdoor.seeding import numpy_generator
 from counterdoor.suspects_page import render_suspects
-from counterdoor.verdict import Judge, unjudged
+from counterdoor.training import predict_logits
+from counterdoor.verdict import Judge, Verdict, unjudged
+
+ASKED = 2000
+"""Of the suspects, and of the others, the net is asked about at most so many."""
 
 
 def harden(
@@ -154,24 +160,55 @@ def show_suspects(
 
 
 def judge(
-    ledger: pd.DataFrame, info: dict[str, Any], detect: DetectParams, params: Judge
+    images: np.ndarray,
+    ledger: pd.DataFrame,
+    info: dict[str, Any],
+    net: TrainedNet,
+    detect: DetectParams,
+    params: Judge,
+    seed: int,
+    engine: Engine = DEFAULT,
 ) -> dict[str, Any]:
-    """Whether there is evidence of poisoning; see :class:`counterdoor.verdict.Judge`.
+    """Whether there is evidence of poisoning, and how much the stamp changes.
 
     Args:
+        images: training images, uint8 (N, C, H, W).
         ledger: with ``label``, ``trusted``, ``score`` and ``suspect``.
         info: the data set's ``class_names``.
+        net: the net that is deployed. What its stamp changes is told beside the reasons; the
+            answer does not depend on it.
         detect: who was suspected; undecided, if the tests are not calibrated for the detector.
         params: where evidence begins.
+        seed: the run's seed; it draws whom of many the net is asked about.
+        engine: what to run on.
 
     Returns:
         ``verdict``: the fields of :class:`counterdoor.verdict.Verdict`.
     """
-    if detect.detector.judged or detect.detector.in_parts:
-        verdict = params(ledger, info["class_names"], in_parts=detect.detector.in_parts)
-    else:
-        reason = (
-            f"The verdict's tests are not calibrated for the scores of {detect.detector.name!r}."
-        )
-        verdict = unjudged(reason, int(ledger["suspect"].sum()))
+    verdict = verdict_of(ledger, info, detect, params)
+    if net.stamp is not None:
+        suspect, plain = ledger["suspect"].to_numpy(), net.build()
+        changes: list[float | None] = []
+        for stream, group in (("suspects", suspect), ("others", ~suspect)):
+            rows = np.flatnonzero(group)
+            draw = numpy_generator(seed, f"verdict/{stream}")
+            chosen = images[np.sort(draw.permutation(rows)[:ASKED])]
+            if not len(chosen):
+                changes.append(None)
+                continue
+            how: dict[str, Any] = {"mirror": net.mirror, "engine": engine}
+            before = predict_logits(plain, chosen, **how)
+            after = net.mapped(predict_logits(plain, chosen, stamp=net.stamp, **how))
+            changes.append(float((before.argmax(1) != after.argmax(1)).double().mean()))
+        verdict = verdict.under_the_stamp(*changes)
     return {"verdict": verdict.model_dump(mode="json")}
+
+
+def verdict_of(
+    ledger: pd.DataFrame, info: dict[str, Any], detect: DetectParams, params: Judge
+) -> Verdict:
+    """What the scores alone say; arguments as those of :func:`judge`."""
+    if detect.detector.judged or detect.detector.in_parts:
+        return params(ledger, info["class_names"], in_parts=detect.detector.in_parts)
+    reason = f"The verdict's tests are not calibrated for the scores of {detect.detector.name!r}."
+    return unjudged(reason, int(ledger["suspect"].sum()))

@@ -37,7 +37,16 @@ def create_pipeline(**_: object) -> Pipeline:
             ),
             Node(
                 judge,
-                inputs=["relabeled_ledger", "dataset_info", "params:detect", "params:verdict"],
+                inputs=[
+                    "images",
+                    "relabeled_ledger",
+                    "dataset_info",
+                    "defended_net",
+                    "params:detect",
+                    "params:verdict",
+                    "params:seed",
+                    "params:engine",
+                ],
                 outputs={"verdict": "verdict"},
                 name="judge",
             ),

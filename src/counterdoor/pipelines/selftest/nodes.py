@@ -10,7 +10,7 @@ from counterdoor.engine import DEFAULT, Engine
 from counterdoor.metrics import detection_rates
 from counterdoor.params import AttackParams, DetectParams
 from counterdoor.pipelines.attack.nodes import prepare_attack
-from counterdoor.pipelines.export.nodes import judge
+from counterdoor.pipelines.export.nodes import verdict_of
 from counterdoor.verdict import Judge
 
 FOUND = 0.5
@@ -98,6 +98,6 @@ def tell(
             "found": rates["tpr"],
             "precision": rates["precision"] if suspect.any() else None,
             "auroc": rates["auroc"],
-            "verdict": judge(ledger, info, detect, params)["verdict"],
+            "verdict": verdict_of(ledger, info, detect, params).model_dump(mode="json"),
         }
     }
