@@ -205,7 +205,7 @@ def test_cells_measured_elsewhere_are_read_from_records_and_new_ones_are_added(
     project, empty_store, monkeypatch
 ):
     first, drop, second = jobs_of(project, read_grid(project / "grid.yml").cells())
-    add_run(first, ca=0.5)
+    add_run(first, ca=0.5, **{"train/loss": 0.1})
     results = Results.read(project)
     file = project / "records" / "cells.jsonl"
     assert [each.cell for each in append_records(file, [first, drop], results, {})] == [first.cell]

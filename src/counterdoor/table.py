@@ -69,7 +69,8 @@ def append_records(
                 tags = {name: cell.tags[name] for name in KEPT_TAGS if name in cell.tags}
                 told = {"attack": job.cell.attack, "defence": job.cell.defence}
                 key = {"variant": job.variant, "seed": job.cell.seed}
-                figures = {"metrics": cell.metrics, "parameters": parameters, "tags": tags}
+                metrics = {k: v for k, v in cell.metrics.items() if "/" not in k}  # no curves
+                figures = {"metrics": metrics, "parameters": parameters, "tags": tags}
                 file.write(json.dumps({**told, **key, **figures}) + "\n")
                 added.append(cell)
     return added
