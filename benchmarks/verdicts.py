@@ -47,6 +47,7 @@ def case(parameters: dict[str, Any], name: str, ratio: float, seed: int) -> dict
     return {
         "answer": verdict.answer,
         "chance": verdict.chance,
+        "valley": verdict.valley,
         "n": len(scored),
         "poisoned": int(poisoned.sum()),
         "suspects": verdict.suspects,

@@ -106,7 +106,7 @@ def test_as_json_it_is_one_object(capsys, tmp_path):
         answering(lambda **given: made)(pipelines=["defend"], params={}, as_json=True)
     assert stopped.value.code == 3
     files = {"suspects_page": str(tmp_path / "suspects_page.html/v1/suspects_page.html")}
-    unasked = {"changed_suspects": None, "changed_others": None}
+    unasked = {"valley": None, "changed_suspects": None, "changed_others": None}
     told = {**verdict, **unasked, "exit_code": 3, "files": files}
     assert json.loads(capsys.readouterr().out) == told
 

@@ -102,9 +102,14 @@ def test_a_gap_in_a_class_is_evidence_and_the_fuller_it_is_the_less(near, answer
     verdict = Judge()(places(near=near), NAMES, in_parts=True)
     assert verdict.answer == answer
     assert verdict.chance is None
+    assert verdict.valley == pytest.approx(
+        near / 200 if answer != "no evidence" else verdict.valley
+    )
+    assert (verdict.valley > 0.15) == (answer == "no evidence")
     assert verdict.suspects == 200
     assert ("Class 'bee' falls into two parts" in verdict.reasons[0]) == (answer != "no evidence")
     if answer != "no evidence":
+        assert verdict.valley == near / 200
         assert f"{near / 200:.1%} as many samples" in verdict.reasons[0]
         assert "200 of its 1000 samples are suspected" in verdict.reasons[0]
     assert Verdict.model_validate(verdict.model_dump(mode="json")) == verdict

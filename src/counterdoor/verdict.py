@@ -129,7 +129,11 @@ class Judge(Config):
             if small:
                 reasons.append(_too_few(small, len(valleys), class_names))
         return Verdict(
-            answer=answer, chance=None, suspects=int(ledger["suspect"].sum()), reasons=reasons
+            answer=answer,
+            chance=None,
+            valley=None if valleys[lowest] == float("inf") else valleys[lowest],
+            suspects=int(ledger["suspect"].sum()),
+            reasons=reasons,
         )
 
 
@@ -148,6 +152,8 @@ class Verdict(Config):
         answer: ``evidence``, ``undecided`` or ``no evidence``.
         chance: that clean data looks so at least, in [0, 1], if the tests' assumptions hold;
             ``None`` where gaps were judged, or nothing could be tested.
+        valley: of the class that falls into two parts most clearly, as many samples between
+            them as a share of the smaller; ``None`` where gaps were not judged.
         suspects: how many samples are suspected.
         reasons: in words and numbers.
         changed_suspects: share of the suspects whose class is another one under the stamp, in
@@ -159,6 +165,7 @@ class Verdict(Config):
     chance: float | None
     suspects: int
     reasons: list[str]
+    valley: float | None = None
     changed_suspects: float | None = None
     changed_others: float | None = None
 
