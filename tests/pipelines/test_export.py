@@ -28,6 +28,7 @@ from counterdoor.pipelines.export.nodes import (
     verdict_of,
     write_card,
 )
+from counterdoor.sources.decoding import Form
 from counterdoor.stamp import Stamp
 from counterdoor.verdict import Judge
 
@@ -157,16 +158,18 @@ def asked(case):
     trained = TrainedNet.of(model, images, 3, net.state_dict(), stamp)
     suspect = np.arange(60) % 4 == 0
     ledger = new_ledger(np.arange(60) % 3, np.zeros(60, bool))
-    return images, ledger.assign(score=np.linspace(0, 1, 60), suspect=suspect), trained
+    scored = ledger.assign(score=np.linspace(0, 1, 60), suspect=suspect)
+    return images, scored, Hardened(trained, ("a", "b", "c"), Form((12, 12), "L"))
 
 
 @pytest.mark.parametrize("mirror", [False, True])
 def test_the_verdict_tells_what_the_stamp_changes_and_its_answer_does_not_depend_on_it(
     asked, mirror
 ):
-    images, ledger, trained = asked
-    trained = replace(trained, mirror=mirror)
-    verdict = judge(images, ledger, INFO, trained, PARAMS["detect"], Judge(), 0)["verdict"]
+    images, ledger, hardened = asked
+    trained = replace(hardened.net, mirror=mirror)
+    hardened = replace(hardened, net=trained)
+    verdict = judge(images, ledger, INFO, hardened, PARAMS["detect"], Judge(), 0)["verdict"]
     with torch.inference_mode():
         pixels = torch.tensor(images)
         turned = (
@@ -187,20 +190,22 @@ def test_the_verdict_tells_what_the_stamp_changes_and_its_answer_does_not_depend
 
 
 def test_without_suspects_or_stamp_the_verdict_tells_less(asked, monkeypatch):
-    images, ledger, trained = asked
+    images, ledger, hardened = asked
     nobody = ledger.assign(suspect=False)
     given = (PARAMS["detect"], Judge(), 0)
-    verdict = judge(images, nobody, INFO, trained, *given)["verdict"]
+    verdict = judge(images, nobody, INFO, hardened, *given)["verdict"]
     assert verdict["changed_suspects"] is None
     assert "takes" in verdict["reasons"][-1]
     assert "suspects and" not in verdict["reasons"][-1]
-    plain = judge(images, nobody, INFO, replace(trained, stamp=None), *given)["verdict"]
+    unstamped = replace(hardened, net=replace(hardened.net, stamp=None))
+    plain = judge(images, nobody, INFO, unstamped, *given)["verdict"]
     assert plain["changed_others"] is None
     assert "stamp" not in " ".join(plain["reasons"])
     seen = []
     monkeypatch.setattr(nodes, "ASKED", 7)
+    predict = Hardened.predict
     monkeypatch.setattr(
-        nodes, "predict_logits", lambda net, part, **how: seen.append(len(part)) or torch.eye(7)
+        Hardened, "predict", lambda net, part: seen.append(len(part)) or predict(net, part)
     )
-    judge(images, ledger, INFO, trained, *given)
-    assert seen == [7, 7, 7, 7]
+    judge(images, ledger, INFO, hardened, *given)
+    assert seen == [7, 7]

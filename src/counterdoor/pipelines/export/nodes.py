@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from counterdoor.engine import DEFAULT, Engine
 from counterdoor.hardened import Hardened, model_card, to_onnx
 from counterdoor.ledger import DROPPED, check_ledger
 from counterdoor.models import TrainedNet
@@ -21,7 +20,6 @@ from counterdoor.params import (
 )
 from counterdoor.seeding import numpy_generator
 from counterdoor.suspects_page import render_suspects
-from counterdoor.training import predict_logits
 from counterdoor.verdict import Judge, Verdict, unjudged
 
 ASKED = 2000
@@ -163,11 +161,10 @@ def judge(
     images: np.ndarray,
     ledger: pd.DataFrame,
     info: dict[str, Any],
-    net: TrainedNet,
+    hardened: Hardened,
     detect: DetectParams,
     params: Judge,
     seed: int,
-    engine: Engine = DEFAULT,
 ) -> dict[str, Any]:
     """Whether there is evidence of poisoning, and how much the stamp changes.
 
@@ -175,31 +172,24 @@ def judge(
         images: training images, uint8 (N, C, H, W).
         ledger: with ``label``, ``trusted``, ``score`` and ``suspect``.
         info: the data set's ``class_names``.
-        net: the net that is deployed. What its stamp changes is told beside the reasons; the
-            answer does not depend on it.
+        hardened: the net that is deployed. Whom it rejects, since the stamp changes the class,
+            is told beside the reasons; the answer does not depend on it.
         detect: who was suspected; undecided, if the tests are not calibrated for the detector.
         params: where evidence begins.
         seed: the run's seed; it draws whom of many the net is asked about.
-        engine: what to run on.
 
     Returns:
         ``verdict``: the fields of :class:`counterdoor.verdict.Verdict`.
     """
     verdict = verdict_of(ledger, info, detect, params)
-    if net.stamp is not None:
-        suspect, plain = ledger["suspect"].to_numpy(), net.build()
+    if hardened.net.stamp is not None:
+        suspect = ledger["suspect"].to_numpy()
         changes: list[float | None] = []
         for stream, group in (("suspects", suspect), ("others", ~suspect)):
-            rows = np.flatnonzero(group)
             draw = numpy_generator(seed, f"verdict/{stream}")
-            chosen = images[np.sort(draw.permutation(rows)[:ASKED])]
-            if not len(chosen):
-                changes.append(None)
-                continue
-            how: dict[str, Any] = {"mirror": net.mirror, "engine": engine}
-            before = predict_logits(plain, chosen, **how)
-            after = net.mapped(predict_logits(plain, chosen, stamp=net.stamp, **how))
-            changes.append(float((before.argmax(1) != after.argmax(1)).double().mean()))
+            rows = np.sort(draw.permutation(np.flatnonzero(group))[:ASKED])
+            _, rejected = hardened.predict(images[rows])
+            changes.append(float(rejected.mean()) if len(rows) else None)
         verdict = verdict.under_the_stamp(*changes)
     return {"verdict": verdict.model_dump(mode="json")}
 
