@@ -618,6 +618,28 @@ def test_an_environment_with_another_choice_is_the_bases(model, labeler, env):
     ModelParams.model_validate(values["model"] | needed)
 
 
+@pytest.mark.parametrize("env", ["cifar10", "paper"])
+@pytest.mark.parametrize("name", NAMES["detector_name"])
+def test_every_detector_finds_its_net_trained_in_every_environment(env, name, tmp_path):
+    """Named by a run, it is what it is where the environment itself names it."""
+    values = parameters(env=env, detector_name=name)
+    detect = DetectParams.model_validate(values["detect"])
+    warmup = WarmupParams.model_validate(values["warmup"])
+    trained = {"warmup": warmup.recipe, "plain": warmup.plain_recipe}
+    needed = {need for need in trained if need in detect.detector.needs}
+    assert {need for need, recipe in trained.items() if recipe} >= needed
+    assert not detect.suspect_ratio.reads_parts or detect.detector.in_parts
+    conf = tmp_path / "conf"
+    copytree(CONF, conf)
+    choices = conf / env / "globals.yml"
+    choices.write_text(
+        yaml.safe_dump(yaml.safe_load(choices.read_text()) | {"detector_name": name})
+    )
+    named = parameters(conf, env)
+    assert named["detect"] == values["detect"]
+    assert named["warmup"] == values["warmup"]
+
+
 @pytest.mark.parametrize("env", ["base", "cifar10", "paper"])
 @pytest.mark.parametrize("name", NAMES["defence_name"])
 def test_every_defence_is_valid_in_every_environment(env, name):
