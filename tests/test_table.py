@@ -227,6 +227,7 @@ def test_cells_measured_elsewhere_are_read_from_records_and_new_ones_are_added(
     assert len(file.read_text().splitlines()) == 2
     page = (project / "docs" / "results.md").read_text(encoding="utf-8")
     assert "2 of 3 runs" in page
+    assert "--records records/cells.jsonl" in page
     assert "| badnets | vd | 2 |" in page
     assert "| 70.0 ± 28.3% |" in page
     (kept,) = measured([first], Results.read(project), known)

@@ -360,9 +360,8 @@ def table(
     finally:  # also of a table that is interrupted
         if records is not None and not dry_run:
             tables.append_records(records, every, Results.read(project), known)
-    tables.write_page(
-        project, {path: (read[path], jobs[path]) for path in read}, out, params=params, known=known
-    )
+    sections = {path: (read[path], jobs[path]) for path in read}
+    tables.write_page(project, sections, out, params=params, known=known, records=records)
     click.echo(f"{out} is written")
     if failed:
         raise ReadableError(f"{failed} of the cells failed; the same command runs them again")

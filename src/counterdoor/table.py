@@ -140,6 +140,7 @@ def write_page(
     *,
     params: Mapping[str, Any],
     known: Records,
+    records: Path | None = None,
 ) -> None:
     """Write the page of grids from MLflow, and its pictures beside it.
 
@@ -149,6 +150,7 @@ def write_page(
         out: the page.
         params: further run parameters that the grids were read with.
         known: cells of records, which count where there is no run.
+        records: their file, which the page names.
 
     Raises:
         ValueError: if a file of published figures is not one.
@@ -167,9 +169,8 @@ def write_page(
             figure = pages.picture(section.grid, cells)
             figure.savefig(folder / name, dpi=110, metadata={"Software": None})
             pictures[number, position] = f"{folder.name}/{name}"
-    text = pages.page(
-        sections, command=_command(project_path, grids, out, params), pictures=pictures
-    )
+    command = _command(project_path, grids, out, params, records)
+    text = pages.page(sections, command=command, pictures=pictures)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
 
@@ -205,7 +206,11 @@ def _published(path: Path, grid: Grid) -> Any:
 
 
 def _command(
-    project_path: Path, grids: Iterable[Path], out: Path, params: Mapping[str, Any]
+    project_path: Path,
+    grids: Iterable[Path],
+    out: Path,
+    params: Mapping[str, Any],
+    records: Path | None,
 ) -> str:
     def within(path: Path) -> str:
         inside = path.resolve().is_relative_to(project_path.resolve())
@@ -215,4 +220,6 @@ def _command(
     if params:
         told = ",".join(f"{name}={pages.public(value)}" for name, value in by_path(params).items())
         words += ["--params", told]
+    if records is not None:
+        words += ["--records", within(records)]
     return " ".join([*words, "--out", within(out)])
