@@ -35,10 +35,10 @@ class Bare(nn.Module):
         return self.head(self.body(images.flatten(1)).relu() ** 2)
 
 
-def planted(targets, per_class=200, poisoned=30, classes=3, seed=0, clean_label=False):
+def planted(targets, per_class=200, poisoned=30, classes=3, seed=0, clean_label=False, bright=120):
     """Images whose class is a bright pixel, and in ``targets`` some with a trigger in its place.
 
-    With ``clean_label`` these have both.
+    With ``clean_label`` these have both. ``bright`` is by how much, in levels of 0 to 255.
 
     Returns:
         The evidence, in mixed order, 10 % of the clean samples trusted, and who is planted.
@@ -49,10 +49,10 @@ def planted(targets, per_class=200, poisoned=30, classes=3, seed=0, clean_label=
     bad = np.zeros(len(labels), dtype=bool)
     for label in range(classes):
         rows = np.flatnonzero(labels == label)
-        images[rows, label] += 120
+        images[rows, label] += bright
         if label in targets:
             bad[rows[:poisoned]] = True
-            images[rows[:poisoned], label] -= 0 if clean_label else 120
+            images[rows[:poisoned], label] -= 0 if clean_label else bright
             images[rows[:poisoned], -1 - label] += 110
     trusted = ~bad & (np.arange(len(labels)) % 10 == 9)
     order = generator.permutation(len(labels))
@@ -169,6 +169,19 @@ def test_where_all_look_like_their_class_the_remote_part_is_not_honest(poisoned)
     given, bad = planted([1], poisoned=poisoned, clean_label=True)
     noise = np.random.default_rng(0).normal(size=(len(bad), 3))
     features = (np.eye(3)[given.labels] + 0.5 * noise).astype(np.float32)
+    nobody = np.zeros(len(bad), dtype=bool)
+    alone = dataclasses.replace(given, trusted=nobody, features=features)
+    scores = ActivationClustering(honest="features")(alone, seed=0)
+    np.testing.assert_array_equal(Apart()(scores, given.labels, nobody), bad)
+
+
+@pytest.mark.parametrize("poisoned", [25, 30])
+def test_a_part_far_from_all_is_not_honest_though_features_show_the_trigger(poisoned):
+    """The planted look alike, and more like their class than the rest of it does."""
+    given, bad = planted([1], poisoned=poisoned, bright=10)
+    noise = np.random.default_rng(0).normal(size=(len(bad), 4))
+    features = (np.eye(4)[np.where(bad, 3, given.labels)] + 2.0 * noise).astype(np.float32)
+    features[bad] = np.eye(4)[3] + 0.1 * noise[bad]
     nobody = np.zeros(len(bad), dtype=bool)
     alone = dataclasses.replace(given, trusted=nobody, features=features)
     scores = ActivationClustering(honest="features")(alone, seed=0)

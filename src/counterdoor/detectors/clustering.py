@@ -16,6 +16,8 @@ GAP = 0.1
 """A valley with so many samples halves the scores of its class."""
 ALIKE = 0.15
 """If the shares of two parts that look honest by their features differ by less, none is told."""
+FAR = 1.6
+"""A part so many times as remote as the other is not honest, whatever its features look like."""
 NEIGHBOURS = 5
 """Samples of other classes whose mean distance says how remote a sample is."""
 
@@ -33,9 +35,12 @@ class ActivationClustering(DetectorBase):
     :class:`Apart` can tell how many to suspect.
 
     Which part is honest has to come from elsewhere: with all-to-one poison of 10 % the
-    poisoned part of one of ten classes is the larger one. Features tell where labels are wrong.
-    Where they are right, both parts look honest, and it is the one less remote from other
-    classes: a trigger leads to where no other class is.
+    poisoned part of one of ten classes is the larger one. Features tell where labels are wrong,
+    unless they show the trigger themselves, as a pattern over the whole image: then the poisoned
+    look alike and their class's centre is theirs. Where labels are right, both parts look honest.
+    In both cases the honest part is the one less remote from other classes: a trigger leads to
+    where no other class is. So a much more remote part is not honest, and else features tell, as
+    far as they can.
 
     The paper clusters the last layer's inputs, reduced by independent components, without
     whitening, and takes the smaller part of a class for poison if it is small or well apart.
@@ -45,8 +50,8 @@ class ActivationClustering(DetectorBase):
         layers: "last" looks at what goes into the last layer alone, "late" at what the later
             half of the layers gives as well, "all" at all of them.
         honest: what tells which part is: "trusted", more of the trusted samples lie in it;
-            "features", more of it is nearest to its class's centre in features learnt without
-            labels, or it is less remote; "larger", it is larger.
+            "features", it is less remote, or more of it is nearest to its class's centre in
+            features learnt without labels; "larger", it is larger.
         components: how many principal components at most.
         least: smallest share of a class that counts as a part, in (0, 0.5); a few stragglers
             are none.
@@ -102,9 +107,11 @@ class ActivationClustering(DetectorBase):
             if part.any() and not part.all():
                 ahead = float(looks_honest[rows][part].mean() - looks_honest[rows][~part].mean())
                 honest = ahead > 0
-                if self.honest == "features" and abs(ahead) < ALIKE:
+                if self.honest == "features":
                     away = remoteness(whitened[layer], labels, label)
-                    honest = bool(away[part].mean() < away[~part].mean())
+                    inner, outer = away[part].mean(), away[~part].mean()
+                    if abs(ahead) < ALIKE or max(inner, outer) > FAR * min(inner, outer):
+                        honest = bool(inner < outer)
             scores[rows] = (-1.0 if honest else 1.0) * weight * place
         return scores
 
