@@ -364,7 +364,7 @@ NAMES = {
         "vgg16_bn",
     ],
     "detector_name": ["ac", "agpd", "ensemble", "lga", "ln", "oracle", "random", "scan", "spectre"],
-    "labeler_name": ["drop", "nc", "oracle", "vd"],
+    "labeler_name": ["drop", "nc", "oracle", "ud", "vd"],
     "defence_name": ["abl", "fp", "nab", "nad", "none", "pdb"],
 }
 CHOSEN = {
@@ -612,7 +612,9 @@ def test_an_environment_with_another_choice_is_the_bases(model, labeler, env):
     base = parameters(model_name=model, labeler_name=labeler)
     if model != "compact":
         assert values["model"] == base["model"]
-    if labeler != "vd":
+    if labeler == "ud":
+        assert values["relabel"]["labeler"] == {"name": "ud", "recipe": values["train"]["recipe"]}
+    elif labeler != "vd":
         assert values["relabel"]["labeler"] == base["relabel"]["labeler"]
     needed = {"external": {"target": "package.module.Net"}}.get(model, {})
     ModelParams.model_validate(values["model"] | needed)

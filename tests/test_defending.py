@@ -14,9 +14,9 @@ from counterdoor.recipe import Recipe
 UNKNOWN = {
     "attack_name": "none",
     "detector_name": "ac",
-    "labeler_name": "nc",
+    "labeler_name": "ud",
     "detect": {"suspect_ratio": "apart", "detector": {"honest": "features"}},
-    "relabel": {"trusted_stamps": 0},
+    "relabel": {"trusted_stamps": 0, "agreed_stamps": 0.2},
 }
 
 
@@ -59,7 +59,7 @@ def test_what_is_given_stays():
         "attack_name": "blend",
         "labeler_name": "drop",
         "detect": {"suspect_ratio": 0.1, "detector": {"name": "ln"}},
-        "relabel": {"trusted_stamps": 2, "calm_stamps": 0.1},
+        "relabel": {"trusted_stamps": 2, "agreed_stamps": 0.1, "calm_stamps": 0.1},
         "ingest": {"trusted_share": 0.3},
     }
     assert spelt_out(given, ["defend"]) == given

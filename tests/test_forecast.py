@@ -43,6 +43,7 @@ def ledger(n=100, trusted=20):
     [
         ({}, ["warmup", "relabel", "train"], [100, 20, 100]),
         ({"labeler": "nc"}, ["warmup", "features", "train"], [100] * 3),
+        ({"labeler": "ud"}, ["warmup", "relabel", "train"], [100] * 3),
         ({"labeler": "drop"}, ["warmup", "train"], [100] * 2),
         ({"defence": "none"}, ["train"], [100]),
         ({"detector": "ln", "labeler": "drop"}, ["features", "train"], [100] * 2),

@@ -64,8 +64,9 @@ def spelt_out(params: Mapping[str, Any], pipelines: Iterable[str]) -> dict[str, 
     ``source_path`` is ``ingest.source.path``, and ``trusted_path`` ``ingest.trusted_path``. Of
     data of unknown origin nothing is known: there is no attack to make, the detector is ``ac``
     and as many are suspected as stand out. Without trusted images nobody is trusted, features
-    learnt without labels tell which part of a class is honest, and the labeler is ``nc``. What is
-    given stays.
+    learnt without labels tell which part of a class is honest, and the labeler is ``ud``, or
+    ``nc`` with another detector, which may leave more of the poison unsuspected; more agreed
+    samples are stamped, in place of trusted ones. What is given stays.
     """
     given = {
         key: dict(value) if isinstance(value, Mapping) else value for key, value in params.items()
@@ -85,8 +86,9 @@ def spelt_out(params: Mapping[str, Any], pipelines: Iterable[str]) -> dict[str, 
             if own:
                 detect["detector"] = {"honest": "features", **detect.get("detector", {})}
             ingest.setdefault("trusted_share", 0)
-            given.setdefault("labeler_name", "nc")
-            given["relabel"] = {"trusted_stamps": 0, **given.get("relabel", {})}
+            given.setdefault("labeler_name", "ud" if own else "nc")
+            stamps = {"trusted_stamps": 0, "agreed_stamps": 0.2}
+            given["relabel"] = {**stamps, **given.get("relabel", {})}
     return given | ({"ingest": ingest} if ingest else {})
 
 

@@ -167,7 +167,8 @@ def trainings(
         )
     labelling = getattr(relabel.labeler, "recipe", None)
     if chosen.needs_pseudo_labels and labelling is not None:
-        found.append(Training("relabel", "relabel.labeler.recipe.epochs", labelling, trusted))
+        taught = trusted if relabel.labeler.learns_from == "trusted" else n
+        found.append(Training("relabel", "relabel.labeler.recipe.epochs", labelling, taught))
     found.append(Training("train", "train.recipe.epochs", train.recipe, n))
     return found
 

@@ -8,9 +8,10 @@ from counterdoor.labelers.base import Case, LabelerBase
 from counterdoor.labelers.drop import Drop
 from counterdoor.labelers.nc import NC
 from counterdoor.labelers.oracle import Oracle
+from counterdoor.labelers.ud import UD
 from counterdoor.labelers.vd import VD
 
-Labeler = Annotated[VD | NC | Drop | Oracle, Field(discriminator="name")]
+Labeler = Annotated[VD | UD | NC | Drop | Oracle, Field(discriminator="name")]
 """Every labeler that a configuration can name."""
 
-__all__ = ["NC", "VD", "Case", "Drop", "Labeler", "LabelerBase", "Oracle"]
+__all__ = ["NC", "UD", "VD", "Case", "Drop", "Labeler", "LabelerBase", "Oracle"]

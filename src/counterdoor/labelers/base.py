@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -42,10 +42,12 @@ class LabelerBase(Component):
     Attributes:
         needs_features: whether it looks at features learnt without labels.
         needs_truth: whether it looks at the true labels, so that only an ablation can have it.
+        learns_from: whom its ``recipe``, if it has one, trains on.
     """
 
     needs_features: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = False
+    learns_from: ClassVar[Literal["trusted", "unsuspected"]] = "trusted"
 
     def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
         """Raise ``ValueError`` before any training if the labeler cannot work on this ledger."""
