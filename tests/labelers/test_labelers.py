@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from counterdoor.feed import Samples
-from counterdoor.labelers import NC, VD, Case, Drop, Oracle
+from counterdoor.labelers import NC, UD, VD, Case, Drop, Oracle
 from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.models import DigitsCNN, build_net
 from counterdoor.recipe import Recipe
@@ -103,6 +103,38 @@ def test_vd_check_accepts_one_of_each_and_refuses_in_the_call(digits, ledger):
     VD().check(new_ledger(np.arange(10), np.ones(10)), 10)
     with pytest.raises(ValueError, match="trusted samples of every class"):
         label(VD(), digits, ledger.assign(trusted=False))
+
+
+def test_ud_is_a_net_trained_on_the_unsuspected_rows(digits, ledger):
+    rows = np.flatnonzero(~ledger["suspect"])
+    own = np.array(digits.images_nchw[rows])
+    net = build_net(MODEL, own, 10, seed=3, stream="relabel/init")
+    samples = Samples(own, np.arange(len(rows)), ledger["label"].to_numpy()[rows])
+    net.load_state_dict(fit(net, samples, QUICK, seed=3, stream="relabel").state)
+    labels = label(UD(recipe=QUICK), digits, ledger, seed=3)
+    np.testing.assert_array_equal(labels, predict_classes(net, digits.images_nchw))
+    suspect = ledger["suspect"].to_numpy()
+    assert (labels[suspect] == digits.labels[suspect]).mean() > 0.7
+
+
+def test_ud_learns_nothing_from_the_suspects(digits, ledger):
+    """Neither their labels nor the mean and deviation of their images."""
+    suspect = ledger["suspect"].to_numpy()
+    whitened = np.where(suspect[:, None, None, None], np.uint8(255), digits.images_nchw)
+    labeler = UD(recipe=Recipe(epochs=2, learning_rate=0.02))
+    labels = label(labeler, digits, ledger)
+    others = label(labeler, replace(digits, images_nchw=whitened), ledger.assign(trusted=False))
+    np.testing.assert_array_equal(labels[~suspect], others[~suspect])
+
+
+def test_ud_trains_nothing_if_nobody_is_suspected_and_refuses_if_all_are(digits, ledger):
+    nobody = ledger.assign(suspect=False)
+    never = UD(recipe=Recipe(epochs=10**9))
+    labels = label(never, digits, nobody)
+    np.testing.assert_array_equal(labels, ledger["label"])
+    assert not np.shares_memory(labels, nobody["label"].to_numpy())
+    with pytest.raises(ValueError, match="everybody is suspected"):
+        label(never, digits, ledger.assign(suspect=True))
 
 
 def test_drop_drops(digits, ledger):
