@@ -7,10 +7,12 @@ defended training a setting. Test images are never read. Every measurement is ap
 
     export OMP_NUM_THREADS=1
     python benchmarks/ablations.py --parquet FOLDER --records FILE [--seeds 0 1 2] [--only TEXT]
+    python benchmarks/ablations.py --parquet FOLDER --records FILE --unknown
     python benchmarks/ablations.py --records FILE --table
 
 Recipes and detector are those of ``conf/cifar10``, with fewer images and epochs and a smaller net;
-``--sgd`` lets SGD step the convolutions too, in place of Muon.
+``--sgd`` lets SGD step the convolutions too, in place of Muon. ``--unknown`` takes what ``defend``
+does in that environment, where nobody is trusted: detector ``ac``, and who names its suspects.
 """
 
 import argparse
@@ -25,12 +27,14 @@ from overhead import resolved_parameters
 from counterdoor import labelers
 from counterdoor import params as p
 from counterdoor.attacks import poison
+from counterdoor.defending import spelt_out
 from counterdoor.engine import Engine
+from counterdoor.features import features_of
 from counterdoor.ledger import new_ledger, stratified_rows
 from counterdoor.metrics import attack_success_rate, class_accuracies, clean_accuracy
 from counterdoor.models import NormalisedNet, build_net
 from counterdoor.pipelines.detect.nodes import detect
-from counterdoor.pipelines.warmup.nodes import warm_up
+from counterdoor.pipelines.warmup.nodes import learn_features, warm_up
 from counterdoor.recipe import Recipe
 from counterdoor.relabeling import ledger_samples, make_plan, plan_samples
 from counterdoor.seeding import numpy_generator
@@ -88,12 +92,45 @@ SETTINGS: dict[str, Setting] = {
     ),
 }
 
+NOT_TRUSTED: dict[str, Setting] = {
+    "nc, agreed stamps 2 %": (
+        WHITE_3,
+        "apart",
+        {"agreed_stamps": 0.02, "stamp_repeats": 2},
+        {},
+        "nc",
+    ),
+    "nc, agreed stamps 20 %": (
+        WHITE_3,
+        "apart",
+        {"agreed_stamps": 0.2, "stamp_repeats": 2},
+        {},
+        "nc",
+    ),
+    "nc, all agreed stamped, suspects once": (WHITE_3, "apart", {"agreed_stamps": 1.0}, {}, "nc"),
+    "ud, agreed stamps 20 %": (
+        WHITE_3,
+        "apart",
+        {"agreed_stamps": 0.2, "stamp_repeats": 2},
+        {},
+        "ud",
+    ),
+    "true labels, agreed stamps 20 %": (
+        WHITE_3,
+        "apart",
+        {"agreed_stamps": 0.2, "stamp_repeats": 2},
+        {},
+        "oracle",
+    ),
+}
+
 
 class Case:
     """All that the settings of one seed share."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, options: argparse.Namespace) -> None:
-        self.parameters = resolved_parameters("cifar10")
+        given = spelt_out({}, ["defend"]) | {"attack_name": "badnets"} if options.unknown else None
+        self.parameters = resolved_parameters("cifar10", given)
         self.engine = Engine.model_validate(self.parameters["engine"])
         model = self.parameters["model"] | {"widths": options.widths}
         self.model = p.ModelParams.model_validate(model)
@@ -101,7 +138,6 @@ class Case:
         if options.sgd:
             train["muon"] = None
         self.recipe = Recipe.model_validate(train)
-        self.relabel = p.RelabelParams.model_validate(self.parameters["relabel"])
         adversary = self.parameters["attack"] | {"poison_ratio": options.poison_ratio}
         self.attack = p.AttackParams.model_validate(adversary).root
         self.seed, self.classes = options.seed, int(labels.max()) + 1
@@ -119,6 +155,7 @@ class Case:
         )
         self.images, self.ledger, self.oracle = bad.images_nchw, bad.ledger, bad.oracle
         self.warmed: dict[str, Any] = {}
+        self.named: dict[str, np.ndarray] = {}
 
     def scored(self, suspect_ratio: float | str) -> pd.DataFrame:
         """The ledger with scores and suspects; the warm-up is made once."""
@@ -129,20 +166,38 @@ class Case:
                 self.images, self.ledger, info, {}, warmup, self.model, self.seed, self.engine
             )
             self.warmed["net"] = made["net"]
+            learning = p.FeaturesParams.model_validate(self.parameters["features"])
+            detecting = p.DetectParams.model_validate(self.parameters["detect"])
+            relabel = p.RelabelParams.model_validate(self.parameters["relabel"])
+            self.warmed["features"] = learn_features(
+                *(self.images, {}, learning, self.model, detecting, relabel, self.seed),
+                engine=self.engine,
+            )["features"]
         net = self.warmed["net"]
         settings = self.parameters["detect"] | {"suspect_ratio": suspect_ratio}
         detecting = p.DetectParams.model_validate(settings)
-        found = detect(self.images, self.ledger, info, net, net, detecting, self.seed, self.engine)
-        return found["ledger"]
+        return detect(
+            *(self.images, self.ledger, info, net, net, detecting, self.seed),
+            engine=self.engine,
+            features=self.warmed["features"],
+        )["ledger"]
 
     def pseudo_labels(self, who: str, scored: pd.DataFrame, stamp: Stamp) -> np.ndarray:
-        """Of the labeler (trained once), or the oracle's."""
+        """Of a labeler (asked once), or the oracle's."""
         if who == "oracle":
             return self.oracle["true_label"].to_numpy()
-        if "labels" not in self.warmed:
-            case = labelers.Case(self.images, scored, self.classes, self.model.root, stamp)
-            self.warmed["labels"] = self.relabel.labeler(case, seed=self.seed, engine=self.engine)
-        return self.warmed["labels"]
+        if who not in self.named:
+            labeler = resolved_parameters("cifar10", {"labeler_name": who})["relabel"]["labeler"]
+            if who == "ud":
+                labeler["recipe"] = self.recipe
+            relabel = p.RelabelParams(labeler=labeler, trusted_stamps=0)
+            kept, n = self.warmed["features"], len(self.images)
+            features = features_of(kept, n) if relabel.labeler.needs_features else None
+            case = labelers.Case(
+                *(self.images, scored, self.classes, self.model.root, stamp), features=features
+            )
+            self.named[who] = relabel.labeler(case, seed=self.seed, engine=self.engine)
+        return self.named[who]
 
     def undefended(self) -> dict[str, float]:
         """Figures of the twin."""
@@ -215,7 +270,7 @@ def table(records: Path) -> str:
 
     twin = f"| undefended | {len(twins)} | (CA {spread(twins['ca'])}) | | "
     rows.append(f"{twin}({spread(twins['ca_target'])}) | {spread(twins['asr'])} | 1.00 |")
-    for setting in [name for name in SETTINGS if name in set(found["setting"])]:
+    for setting in [name for name in SETTINGS | NOT_TRUSTED if name in set(found["setting"])]:
         each = found[found["setting"] == setting].set_index("seed")
         falls = {name: twins["ca"] - each[name] for name in ("ca", "ca_unstamped")}
         falls["ca_target"] = twins["ca_target"] - each["ca_target"]
@@ -238,6 +293,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
     parser.add_argument("--poison-ratio", type=float, default=0.1)
     parser.add_argument("--sgd", action="store_true", help="without Muon")
+    parser.add_argument("--unknown", action="store_true", help="nobody is trusted")
     parser.add_argument(
         "--only", nargs="+", default=[""], help="settings whose name holds one of these texts"
     )
@@ -250,17 +306,18 @@ def main() -> None:
     done = {(each["setting"], each["seed"]) for each in map(json.loads, lines)}
     read = Parquet(path=options.parquet)()
     about = {"hardware": hardware(), "commit": commit_tags(Path(__file__).parent).get("commit")}
-    told = ("images", "validation", "epochs", "widths", "poison_ratio", "sgd")
+    told = ("images", "validation", "epochs", "widths", "poison_ratio", "sgd", "unknown")
+    settings = NOT_TRUSTED if options.unknown else SETTINGS
     about |= {name: getattr(options, name) for name in told}
     for seed in options.seeds:
         options.seed = seed
         case = Case(read.images_nchw, read.labels, options)
-        for setting in ["undefended", *SETTINGS]:
+        for setting in ["undefended", *settings]:
             wanted = any(text in setting for text in options.only)
             if (setting, seed) in done or not wanted:
                 continue
             twin = setting == "undefended"
-            figures = case.undefended() if twin else case.defended(*SETTINGS[setting])
+            figures = case.undefended() if twin else case.defended(*settings[setting])
             with options.records.open("a") as file:
                 print(json.dumps({"setting": setting, "seed": seed, **figures, **about}), file=file)
             print(f"{seed} {setting}: CA {figures['ca']:.3f}, ASR {figures['asr']:.3f}", flush=True)
