@@ -92,36 +92,13 @@ SETTINGS: dict[str, Setting] = {
     ),
 }
 
+FIFTH = {"agreed_stamps": 0.2, "stamp_repeats": 2}
 NOT_TRUSTED: dict[str, Setting] = {
-    "nc, agreed stamps 2 %": (
-        WHITE_3,
-        "apart",
-        {"agreed_stamps": 0.02, "stamp_repeats": 2},
-        {},
-        "nc",
-    ),
-    "nc, agreed stamps 20 %": (
-        WHITE_3,
-        "apart",
-        {"agreed_stamps": 0.2, "stamp_repeats": 2},
-        {},
-        "nc",
-    ),
+    "nc, agreed stamps 2 %": (WHITE_3, "apart", FIFTH | {"agreed_stamps": 0.02}, {}, "nc"),
+    "nc, agreed stamps 20 %": (WHITE_3, "apart", FIFTH, {}, "nc"),
     "nc, all agreed stamped, suspects once": (WHITE_3, "apart", {"agreed_stamps": 1.0}, {}, "nc"),
-    "ud, agreed stamps 20 %": (
-        WHITE_3,
-        "apart",
-        {"agreed_stamps": 0.2, "stamp_repeats": 2},
-        {},
-        "ud",
-    ),
-    "true labels, agreed stamps 20 %": (
-        WHITE_3,
-        "apart",
-        {"agreed_stamps": 0.2, "stamp_repeats": 2},
-        {},
-        "oracle",
-    ),
+    "ud, agreed stamps 20 %": (WHITE_3, "apart", FIFTH, {}, "ud"),
+    "true labels, agreed stamps 20 %": (WHITE_3, "apart", FIFTH, {}, "oracle"),
 }
 
 

@@ -109,9 +109,9 @@ class ActivationClustering(DetectorBase):
                 honest = ahead > 0
                 if self.honest == "features":
                     away = remoteness(whitened[layer], labels, label)
-                    inner, outer = away[part].mean(), away[~part].mean()
-                    if abs(ahead) < ALIKE or max(inner, outer) > FAR * min(inner, outer):
-                        honest = bool(inner < outer)
+                    nearer, farther = sorted((away[part].mean(), away[~part].mean()))
+                    if abs(ahead) < ALIKE or farther > FAR * nearer:
+                        honest = bool(away[part].mean() < farther)
             scores[rows] = (-1.0 if honest else 1.0) * weight * place
         return scores
 

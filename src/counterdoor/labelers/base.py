@@ -9,7 +9,11 @@ import pandas as pd
 
 from counterdoor.component import Component
 from counterdoor.engine import DEFAULT, Engine
+from counterdoor.feed import Samples
+from counterdoor.models import NormalisedNet, build_net
+from counterdoor.recipe import Recipe
 from counterdoor.stamp import Stamp
+from counterdoor.training import fit
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,22 @@ class LabelerBase(Component):
             int64, shape (N,), in 0..K-1, or ``DROPPED`` for a sample that is to
             be left out of the training if it is suspect.
         """
+
+
+def trained_on(
+    case: Case, rows: np.ndarray, recipe: Recipe, *, seed: int, engine: Engine
+) -> NormalisedNet:
+    """A net that has seen these rows alone, with the labels they came with.
+
+    Args:
+        case: the samples, and the net's architecture.
+        rows: int64, which samples; their mean and deviation normalise its inputs as well.
+        recipe: how it is trained.
+        seed: the run's seed.
+        engine: what to run on.
+    """
+    images, labels = case.images_nchw, case.ledger["label"].to_numpy()
+    net = build_net(case.model, images[rows], case.num_classes, seed=seed, stream="relabel/init")
+    samples = Samples(images, rows, labels[rows])
+    net.load_state_dict(fit(net, samples, recipe, seed=seed, stream="relabel", engine=engine).state)
+    return net

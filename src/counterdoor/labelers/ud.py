@@ -5,11 +5,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from counterdoor.engine import DEFAULT, Engine
-from counterdoor.feed import Samples
-from counterdoor.labelers.base import Case, LabelerBase
-from counterdoor.models import build_net
+from counterdoor.labelers.base import Case, LabelerBase, trained_on
 from counterdoor.recipe import Cosine, Recipe
-from counterdoor.training import fit, predict_classes
+from counterdoor.training import predict_classes
 
 
 class UD(LabelerBase):
@@ -37,17 +35,11 @@ class UD(LabelerBase):
         Raises:
             ValueError: if everybody is suspected.
         """
-        images, labels = case.images_nchw, case.ledger["label"].to_numpy(np.int64, copy=True)
         suspect = case.ledger["suspect"].to_numpy()
         if not suspect.any():
-            return labels
+            return case.ledger["label"].to_numpy(np.int64, copy=True)
         rows = np.flatnonzero(~suspect)
         if not len(rows):
             raise ValueError("labeler 'ud' learns from the unsuspected, but everybody is suspected")
-        net = build_net(
-            case.model, images[rows], case.num_classes, seed=seed, stream="relabel/init"
-        )
-        samples = Samples(images, rows, labels[rows])
-        fitted = fit(net, samples, self.recipe, seed=seed, stream="relabel", engine=engine)
-        net.load_state_dict(fitted.state)
-        return predict_classes(net, images, engine=engine)
+        net = trained_on(case, rows, self.recipe, seed=seed, engine=engine)
+        return predict_classes(net, case.images_nchw, engine=engine)

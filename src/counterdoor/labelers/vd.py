@@ -7,11 +7,9 @@ import pandas as pd
 
 from counterdoor.augment import Augment
 from counterdoor.engine import DEFAULT, Engine
-from counterdoor.feed import Samples
-from counterdoor.labelers.base import Case, LabelerBase
-from counterdoor.models import build_net
+from counterdoor.labelers.base import Case, LabelerBase, trained_on
 from counterdoor.recipe import Recipe, Steps
-from counterdoor.training import fit, predict_classes
+from counterdoor.training import predict_classes
 
 PAPER_RECIPE = Recipe(
     epochs=100,
@@ -49,12 +47,8 @@ class VD(LabelerBase):
 
     def __call__(self, case: Case, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
         """Predictions of the verified-data classifier; see :class:`LabelerBase`."""
-        images, ledger, classes = case.images_nchw, case.ledger, case.num_classes
-        self.check(ledger, classes)
-        rows = np.flatnonzero(ledger["trusted"])
-        samples = Samples(images, rows, ledger["label"].to_numpy()[rows])
-        net = build_net(case.model, images[rows], classes, seed=seed, stream="relabel/init")
-        fitted = fit(net, samples, self.recipe, seed=seed, stream="relabel", engine=engine)
-        net.load_state_dict(fitted.state)
+        self.check(case.ledger, case.num_classes)
+        rows = np.flatnonzero(case.ledger["trusted"])
+        net = trained_on(case, rows, self.recipe, seed=seed, engine=engine)
         used = case.stamp if self.stamp_inputs else None
-        return predict_classes(net, images, stamp=used, engine=engine)
+        return predict_classes(net, case.images_nchw, stamp=used, engine=engine)
