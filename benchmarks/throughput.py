@@ -5,6 +5,7 @@ DataLoader workers, batch 64, fp32; ours augments uint8 batches on the device. S
 batch size, same augmentation, in turn (A B A B …); the first pass of each is thrown away.
 
     python benchmarks/throughput.py [--model resnet18] [--images 512] [--rounds 3] [--json]
+        [--batch-size 64] [--no-graph]
 
 ``ratio`` is the median of ours / baseline over the rounds. ``tflops`` are those of the net's
 convolutions and matrix products; ``matmul_tflops`` is what a large fp32 and bf16 matrix
@@ -97,11 +98,13 @@ def build_body(net: NormalisedNet) -> nn.Module:
     return copy.deepcopy(net.body)
 
 
-def ours(net: NormalisedNet, images: np.ndarray, labels: np.ndarray, engine: Engine) -> float:
+def ours(
+    net: NormalisedNet, images: np.ndarray, labels: np.ndarray, engine: Engine, batch_size: int
+) -> float:
     """Images per second of our second epoch."""
     recipe = Recipe(
         epochs=2,
-        batch_size=64,
+        batch_size=batch_size,
         learning_rate=0.01,
         augment=Augment(crop_padding=4, flip=True),
     )
@@ -117,14 +120,15 @@ def training_flops(net: nn.Module) -> float:
     return counter.get_total_flops() / 2
 
 
-def matmul_tflops(kind: torch.dtype, size: int = 2048) -> float:
+def matmul_tflops(kind: torch.dtype) -> float:
     """What a large square matrix product reaches on the device, in TFLOP/s."""
     device = Engine().device
+    size = 8192 if device.type == "cuda" else 2048
     matrix = torch.rand(size, size, device=device, dtype=kind)
     best = 0.0
     for _ in range(5):
         started = time.perf_counter()
-        (matrix @ matrix).sum().item()
+        (matrix @ matrix)[0, 0].item()  # waits for it
         best = max(best, 2 * size**3 / (time.perf_counter() - started) / 1e12)
     return best
 
@@ -135,18 +139,20 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="resnet18")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=64, help="of ours; the baseline has 64")
+    parser.add_argument("--no-graph", action="store_true", help="ours without a CUDA graph")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (options.images, 3, 32, 32), dtype=np.uint8)
     labels = generator.integers(0, 10, options.images)
     net = build_net(MODELS[options.model], images, 10, seed=0, stream="benchmark")
-    engine = Engine()
+    engine = Engine(cuda_graph=not options.no_graph)
     baseline = Baseline(net, images, labels)
     baseline()
     rates: dict[str, list[float]] = {"ours": [], "baseline": []}
     for _ in range(options.rounds):
-        rates["ours"].append(ours(net, images, labels, engine))
+        rates["ours"].append(ours(net, images, labels, engine, options.batch_size))
         rates["baseline"].append(baseline())
     ratios = [a / b for a, b in zip(rates["ours"], rates["baseline"], strict=True)]
     flops = training_flops(net)
@@ -156,6 +162,8 @@ def main() -> None:
         "values": {
             **{f"{name}_images_per_second": [round(r, 1) for r in rates[name]] for name in rates},
             "precision": engine.resolved_precision(),
+            "batch_size": options.batch_size,
+            "cuda_graph": engine.replays,
             "tflops": round(median(rates["ours"]) * flops / 1e12, 4),
             "matmul_tflops": {
                 str(kind).removeprefix("torch."): round(matmul_tflops(kind), 4)

@@ -42,6 +42,14 @@ from counterdoor.sources import (
 torch.set_num_threads(1)  # nets this small are slower on several, above all on busy cores
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def fp32() -> Iterator[None]:
     """What is compared with a slow version is computed in fp32, whatever the processor has."""

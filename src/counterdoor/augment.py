@@ -13,6 +13,7 @@ from torch import Tensor
 
 from counterdoor.component import Config
 from counterdoor.stamp import Stamp
+from counterdoor.transfer import sent
 
 FILL = 0.0
 """Level of padded and cut-out pixels, in [0, 1]."""
@@ -78,7 +79,7 @@ def random_crop(
     """
     n, channels, height, width = images_nchw.shape
     device = images_nchw.device
-    offsets = torch.randint(2 * padding + 1, (2, n), generator=generator).to(device)
+    offsets = sent(torch.randint(2 * padding + 1, (2, n), generator=generator), device)
     rows = offsets[0, :, None] + torch.arange(height, device=device)
     columns = offsets[1, :, None] + torch.arange(width, device=device)
     batch = torch.arange(n, device=device)[:, None, None, None]
@@ -103,7 +104,7 @@ def _mirrored(index: Tensor, size: int) -> Tensor:
 
 def random_flip(images_nchw: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image left-right with probability 1/2."""
-    flip = torch.rand(len(images_nchw), generator=generator).to(images_nchw.device) < 0.5
+    flip = sent(torch.rand(len(images_nchw), generator=generator) < 0.5, images_nchw.device)
     return torch.where(flip[:, None, None, None], images_nchw.flip(-1), images_nchw)
 
 
@@ -111,8 +112,8 @@ def random_cutout(images_nchw: Tensor, size: int, generator: torch.Generator) ->
     """Blacken one size x size square, wholly inside, at a random place of each image."""
     n, _, height, width = images_nchw.shape
     device = images_nchw.device
-    top = torch.randint(max(height - size, 0) + 1, (n, 1, 1), generator=generator).to(device)
-    left = torch.randint(max(width - size, 0) + 1, (n, 1, 1), generator=generator).to(device)
+    top = sent(torch.randint(max(height - size, 0) + 1, (n, 1, 1), generator=generator), device)
+    left = sent(torch.randint(max(width - size, 0) + 1, (n, 1, 1), generator=generator), device)
     rows = torch.arange(height, device=device)[None, :, None]
     columns = torch.arange(width, device=device)[None, None, :]
     hole = (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)

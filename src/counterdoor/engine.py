@@ -31,6 +31,8 @@ class Engine(Config):
         precision: ``auto`` is bf16 autocast where the hardware multiplies bf16, and
             fp32 elsewhere.
         compile: pass nets through ``torch.compile``.
+        cuda_graph: where one GPU trains a net for the samples' labels, record the step once
+            and replay it (:mod:`counterdoor.replay`); not together with ``compile`` or fp16.
         data: ``resident`` keeps all training images on the device, ``streaming`` reads
             every batch from the (memory-mapped) array in the background, ``auto`` is
             resident up to ``resident_mb``.
@@ -43,6 +45,7 @@ class Engine(Config):
     strategy: str = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     compile: bool = False
+    cuda_graph: bool = True
     data: Literal["auto", "resident", "streaming"] = "auto"
     resident_mb: int = Field(default=2048, ge=0)
 
@@ -73,6 +76,17 @@ class Engine(Config):
         if self.strategy != "auto" or self.processes == 1:
             return self.strategy
         return "ddp_spawn"
+
+    @property
+    def replays(self) -> bool:
+        """Whether ``cuda_graph`` has an effect here."""
+        return (
+            self.cuda_graph
+            and self.device.type == "cuda"
+            and self.processes == 1
+            and not self.compile
+            and self.resolved_precision() != "16-mixed"
+        )
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass outside training."""
@@ -144,6 +158,17 @@ def freed_memory_kept() -> Iterator[None]:
         mallopt(M_MMAP_THRESHOLD, USUAL_BLOCK)
         mallopt(M_TRIM_THRESHOLD, 2 * USUAL_BLOCK)
         trim(0)
+
+
+@contextmanager
+def fastest_convolutions() -> Iterator[None]:
+    """Inside the block, cuDNN tries its algorithms on every new shape and keeps the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @functools.cache

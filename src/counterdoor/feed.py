@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from counterdoor.engine import Engine
+from counterdoor.transfer import sent
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
 """Images (uint8, (N, C, H, W)), labels and stamp flags on the device."""
@@ -96,21 +97,19 @@ class Feed:
             yield from _ahead(self._read(batch) for batch in batches)
             return
         for batch in batches:
-            rows = torch.from_numpy(self._samples.rows[batch]).to(self._device)
+            rows = sent(torch.from_numpy(self._samples.rows[batch]), self._device)
             yield self._resident[rows], *self._labels(batch)
 
     def _read(self, batch: np.ndarray) -> Batch:
         images = torch.from_numpy(self._samples.images_nchw[self._samples.rows[batch]])
-        if self._device.type == "cuda":
-            images = images.pin_memory()
-        return images.to(self._device, non_blocking=True), *self._labels(batch)
+        return sent(images, self._device), *self._labels(batch)
 
     def _labels(self, batch: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        labels = torch.from_numpy(self._samples.labels[batch]).to(self._device)
+        labels = sent(torch.from_numpy(self._samples.labels[batch]), self._device)
         stamped = self._samples.stamped
         if stamped is None:
             return labels, None
-        return labels, torch.from_numpy(stamped[batch]).to(self._device)
+        return labels, sent(torch.from_numpy(stamped[batch]), self._device)
 
 
 def shuffled_batches(

@@ -61,6 +61,8 @@ def connect(project_path: Path) -> Any:
 
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
     # Looking for a Databricks job, MLflow would import IPython.
+    # MLflow tries what it logs, on a GPU if there is one; the exported nets are bound to the CPU.
+    os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")
     os.environ.setdefault("MLFLOW_ENABLE_SGC_RUN_RESUMPTION_FOR_DATABRICKS_JOBS", "false")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)

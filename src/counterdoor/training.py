@@ -1,6 +1,7 @@
 """The one training loop, and prediction. Warm-up, defence, twin and labelers all call ``fit``."""
 
 import copy
+import functools
 import hashlib
 import json
 import logging
@@ -8,7 +9,6 @@ import math
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,11 +22,12 @@ from torch import Tensor, distributed, nn
 
 from counterdoor.batch_norm import over_all_processes
 from counterdoor.checkpoint import Checkpoint
-from counterdoor.engine import DEFAULT, Engine, freed_memory_kept
+from counterdoor.engine import DEFAULT, Engine, fastest_convolutions, freed_memory_kept
 from counterdoor.feed import Feed, Samples, shuffled_batches
 from counterdoor.models import NormalisedNet, logits_of
 from counterdoor.muon import Muon
 from counterdoor.recipe import Recipe
+from counterdoor.replay import Replay, Step
 from counterdoor.seeding import seeded_torch, torch_generator
 from counterdoor.stamp import Stamp, apply_stamp
 
@@ -170,12 +171,12 @@ def fit(
     fabric = engine.fabric()
     job = _Job(net, samples, recipe, seed, stream, stamp, engine, objective)
     checkpoint = Checkpoint.of(stream, job.digest)
-    train = partial(_train, job=job, checkpoint=checkpoint)
+    train = functools.partial(_train, job=job, checkpoint=checkpoint)
     if not engine.resolved_strategy().endswith(("spawn", "fork")):
         return Fit.of(*fabric.launch(train))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "fit.safetensors"
-        fabric.launch(partial(train, file=file))
+        fabric.launch(functools.partial(train, file=file))
         with safe_open(file, framework="pt") as opened:
             records = json.loads(opened.metadata()["records"])
         fitted = Fit.of(load_file(file), records)
@@ -197,7 +198,8 @@ def _train(
     if fabric.world_size > 1:
         over_all_processes(net)
     in_bf16 = job.engine.resolved_precision() == "bf16-mixed"
-    optimizer = optimizer_of(net, recipe, torch.bfloat16 if in_bf16 else torch.float32)
+    on_gpu = fabric.device.type == "cuda"
+    optimizer = optimizer_of(net, recipe, torch.bfloat16 if in_bf16 else torch.float32, on_gpu)
     run: nn.Module = torch.compile(net) if job.engine.compile else net  # type: ignore[assignment]
     module, stepper = fabric.setup(run, optimizer)
     order = torch_generator(job.seed, f"{job.stream}/order")
@@ -206,12 +208,16 @@ def _train(
     with (
         seeded_torch(job.seed, f"{job.stream}/net", fabric.device),  # dropout draws from it
         freed_memory_kept(),
+        fastest_convolutions(),
     ):
         if checkpoint is not None:
             records = checkpoint.restore(net, optimizer, order, draws)
         feed = Feed(samples, job.engine, fabric.device)
+        step: Step = _Step(fabric, job, module, stepper)
+        if job.engine.replays and job.objective is None:
+            step = Replay(net, step)
         for epoch in range(len(records), recipe.epochs):
-            record = _epoch(fabric, job, module, stepper, feed, epoch, order, draws)
+            record = _epoch(fabric, job, step, stepper, feed, epoch, order, draws)
             if not math.isfinite(record["loss"]) or not _finite(net):
                 raise ValueError(
                     f"{job.stream!r} diverged in epoch {epoch + 1} (loss {record['loss']:g}, "
@@ -238,11 +244,11 @@ def _train(
 
 
 def optimizer_of(
-    net: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32
+    net: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32, fused: bool = False
 ) -> torch.optim.Optimizer:
     """The optimiser of a recipe, over those parameters of a net that are trained.
 
-    ``dtype`` is that of Muon's matrix products.
+    ``dtype`` is that of Muon's matrix products; ``fused`` has SGD step in one kernel.
     """
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     options: dict[str, Any] = {
@@ -252,7 +258,7 @@ def optimizer_of(
         "nesterov": recipe.nesterov,
     }
     if recipe.muon is None:
-        return torch.optim.SGD(trained, **options)
+        return torch.optim.SGD(trained, fused=fused or None, **options)
     return Muon(
         [parameter for parameter in trained if parameter.dim() == 4],
         [parameter for parameter in trained if parameter.dim() != 4],
@@ -269,10 +275,44 @@ def set_rates(optimizer: Any, factor: float) -> None:
         group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
 
+@dataclass(frozen=True)
+class _Step:
+    """Forward and backward pass of one batch: a :data:`counterdoor.replay.Step`."""
+
+    fabric: "Fabric"
+    job: _Job
+    module: nn.Module
+    stepper: Any
+
+    def __call__(self, batch: Tensor, labels: Tensor, whole: int) -> tuple[Tensor, Tensor]:
+        """The batch-mean loss before its transform, and how many of its logits are right."""
+        logits = self.module(batch)
+        if self.job.objective is None:
+            self._check_labels(logits.shape[1])
+        else:
+            logits, labels = self.job.objective.targets(logits)
+        self.stepper.zero_grad(set_to_none=True)
+        loss = _backward(self.fabric, self.job.recipe, logits, labels, whole)
+        return loss, (logits.detach().argmax(1) == labels).sum()
+
+    @functools.cached_property
+    def _label_range(self) -> tuple[int, int]:
+        labels = self.job.samples.labels
+        return int(labels.min()), int(labels.max())
+
+    def _check_labels(self, num_classes: int) -> None:
+        low, high = self._label_range
+        if low < 0 or high >= num_classes:
+            raise ValueError(
+                f"labels run from {low} to {high}, but the net has {num_classes} classes; "
+                "labels must be 0..K-1"
+            )
+
+
 def _epoch(
     fabric: "Fabric",
     job: _Job,
-    module: nn.Module,
+    step: Step,
     stepper: Any,
     feed: Feed,
     epoch: int,
@@ -298,17 +338,10 @@ def _epoch(
         batch = batch.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
         if job.stamp is not None and flags is not None:
             batch = apply_stamp(batch, job.stamp, mean, flags)
-        logits = module(batch)
-        if job.objective is not None:
-            logits, labels = job.objective.targets(logits)
-        if epoch == 0:
-            _check_labels(labels, logits.shape[1])
-        stepper.zero_grad(set_to_none=True)
-        loss = _backward(fabric, recipe, logits, labels, whole)
+        loss, right = step(batch, labels, whole)
         stepper.step()
         total_loss += loss * len(images)
-        views = whole // len(images)
-        total_correct += (logits.detach().argmax(1) == labels).sum() / views
+        total_correct += right / (whole // len(images))
         seen += len(images)
         now = time.perf_counter()
         if now - reported > TICK_SECONDS and logger.isEnabledFor(logging.DEBUG):
@@ -434,14 +467,6 @@ def sample_losses(
 
 def _finite(net: nn.Module) -> bool:
     return all(bool(torch.isfinite(parameter).all()) for parameter in net.parameters())
-
-
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise ValueError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}, but the net has "
-            f"{num_classes} classes; labels must be 0..K-1"
-        )
 
 
 def progress_of(
