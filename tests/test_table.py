@@ -244,7 +244,17 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
     assert read_records(tmp_path / "none") == read_records(None) == {}
 
 
+def test_no_page_is_written_over_another_if_no_cell_has_run(project):
+    page = project / "docs" / "results.md"
+    page.parent.mkdir()
+    page.write_text("of another day")
+    assert call("--only-page") == "docs/results.md is left as it is: no cell has run\n"
+    assert page.read_text() == "of another day"
+
+
 def test_the_command_on_the_page_keeps_paths_to_itself(project):
+    given = {"source_name": "parquet", "ingest": {"source": {"path": "/home/x/images"}}}
+    add_run(jobs_of(project, read_grid(project / "grid.yml", given).cells())[0])
     call("--only-page", "--params", "source_name=parquet,ingest.source.path=/home/x/images")
     page = (project / "docs" / "results.md").read_text(encoding="utf-8")
     assert "--params source_name=parquet,ingest.source.path=<path>" in page

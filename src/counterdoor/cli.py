@@ -361,8 +361,8 @@ def table(
         if records is not None and not dry_run:
             tables.append_records(records, every, Results.read(project), known)
     sections = {path: (read[path], jobs[path]) for path in read}
-    tables.write_page(project, sections, out, params=params, known=known, records=records)
-    click.echo(f"{out} is written")
+    written = tables.write_page(project, sections, out, params=params, known=known, records=records)
+    click.echo(f"{out} is written" if written else f"{out} is left as it is: no cell has run")
     if failed:
         raise ReadableError(f"{failed} of the cells failed; the same command runs them again")
 

@@ -141,8 +141,8 @@ def write_page(
     params: Mapping[str, Any],
     known: Records,
     records: Path | None = None,
-) -> None:
-    """Write the page of grids from MLflow, and its pictures beside it.
+) -> bool:
+    """Write the page of grids from MLflow, and its pictures beside it; not if no cell has run.
 
     Args:
         project_path: the project's root.
@@ -152,6 +152,9 @@ def write_page(
         known: cells of records, which count where there is no run.
         records: their file, which the page names.
 
+    Returns:
+        Whether it is written.
+
     Raises:
         ValueError: if a file of published figures is not one.
     """
@@ -160,6 +163,8 @@ def write_page(
         pages.Section(grid, measured(jobs, results, known), _published(path, grid))
         for path, (grid, jobs) in grids.items()
     ]
+    if not any(section.measured for section in sections):
+        return False
     folder = out.with_suffix("")
     pictures = {}
     for number, section in enumerate(sections):
@@ -173,6 +178,7 @@ def write_page(
     text = pages.page(sections, command=command, pictures=pictures)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
+    return True
 
 
 def measured(jobs: Sequence[Job], results: Results, known: Records) -> list[pages.Measured]:
