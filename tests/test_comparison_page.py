@@ -11,8 +11,9 @@ from counterdoor.comparison_page import (
     ON_FRONT,
     Measured,
     Section,
+    overview,
     page,
-    picture,
+    price,
     public,
     rows_of,
 )
@@ -82,10 +83,10 @@ def measured():
     return [measure(cell) for cell in GRID.cells()]
 
 
-def table(text, heading="### CIFAR-10"):
-    """The first table under a heading, as dictionaries."""
+def table(text, heading="### CIFAR-10", first="attack"):
+    """A table under a heading, named by its first column, as dictionaries."""
     lines = text[text.index(heading) :].splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
     rows = []
     for line in lines[start:]:
         if not line.startswith("|"):
@@ -143,13 +144,14 @@ def test_published_figures_of_other_data_are_not_shown(measured, change):
 
 
 def test_the_head_says_what_was_measured_and_where(measured):
-    text = page([Section(GRID, measured)], command="kedro table x.yml", pictures={(0, 0): "a.png"})
+    pictures = {(0, 0): {"overview": "a.png", "price": "b.png"}}
+    text = page([Section(GRID, measured)], command="kedro table x.yml", pictures=pictures)
     assert "```sh\nkedro table x.yml\n```" in text
     assert "14 of 14 runs." in text
     assert "### CIFAR-10, 10,000 training images, compact (widths [8, 8]), 16 epochs" in text
     assert "seeds 0, 1, 2 (n = 1, 3); commit 0123456; a machine, 2 cores." in text
     assert "Rows with n = 1 are of one seed" in text
-    assert "](a.png)" in text
+    assert text.index("](a.png)") < text.index("| attack | defence |") < text.index("](b.png)")
 
 
 def test_n_of_one_is_told_only_where_there_is_one(measured):
@@ -187,8 +189,43 @@ def test_a_grid_without_runs():
     assert "###" not in text
 
 
-def test_the_picture_has_a_point_a_row_at_its_means(measured):
-    figure = picture(GRID, measured)
+def test_how_often_a_defence_holds_is_counted(measured):
+    changed = [
+        measure(each.cell, metrics={"asr": 0.051})
+        if (each.cell.attack, each.cell.defence) == ("all-to-all", "nab")
+        else each
+        for each in measured
+    ]
+    rows = table(page([Section(GRID, changed)], command="c", pictures={}), first="defence")
+    assert [tuple(row.values()) for row in rows] == [
+        ("none", "0 of 2", "2 of 2", "badnets 10 %, all-to-all"),
+        ("nab", "1 of 2", "2 of 2", "all-to-all"),
+        ("abl", "0 of 2", "1 of 2", "badnets 10 %, all-to-all"),
+    ]
+
+
+def test_without_an_attack_nothing_is_counted(measured):
+    clean = [measure(each.cell, metrics={"asr": math.nan}) for each in measured]
+    text = page([Section(GRID, clean)], command="c", pictures={})
+    assert "| defence | holds |" not in text
+    assert overview(GRID, clean).axes
+
+
+def test_the_overview_has_every_mean_and_frames_what_holds(measured):
+    run = [
+        each for each in measured if each.cell.attack != "all-to-all" or each.cell.defence != "abl"
+    ]
+    left, right = overview(GRID, run).axes
+    assert [text.get_text() for text in left.texts] == ["100.0", "2.0", "3.0", "100.0", "2.0"]
+    assert [text.get_text() for text in right.texts] == ["0.0", "2.0", "21.0", "0.0", "2.0"]
+    for axes in (left, right):
+        assert [patch.get_xy() for patch in axes.patches] == [(0.5, -0.5), (0.5, 0.5)]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["badnets 10 %", "all-to-all"]
+    assert [label.get_text() for label in left.get_xticklabels()] == ["none", "nab", "abl"]
+
+
+def test_the_price_has_a_point_a_row_at_its_means(measured):
+    figure = price(GRID, measured)
     (axes,) = figure.axes
     points = [line for line in axes.lines if line.get_marker() not in ("None", None)]
     found = {

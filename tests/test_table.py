@@ -197,8 +197,10 @@ def test_the_page_alone_is_written_from_what_has_run(project):
     assert "2 of 3 runs. The others are missing here." in page
     assert "| badnets | vd | 2 | – | – | 85.0 ± 7.1% |" in page
     assert "commit 0123456; a machine." in page
-    assert "](results/grid.png)" in page
-    assert (project / "pages" / "results" / "grid.png").read_bytes().startswith(b"\x89PNG")
+    for shown in ("overview", "price"):
+        assert f"](results/grid_{shown}.png)" in page
+        file = project / "pages" / "results" / f"grid_{shown}.png"
+        assert file.read_bytes().startswith(b"\x89PNG")
 
 
 def test_cells_measured_elsewhere_are_read_from_records_and_new_ones_are_added(

@@ -67,7 +67,7 @@ class Checkpoint:
         partial = self.path.with_suffix(".partial")
         # Copies, since the format refuses tensors that share memory, as tied weights do.
         whole = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
         }
         try:

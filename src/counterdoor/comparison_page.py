@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from counterdoor.comparison import Cell, Choice, Grid, Published, pareto_front, same_cell
@@ -33,6 +35,8 @@ COLOURS = (BLUE, VERMILLION, *SERIES)
 MARKERS = "osD^vPX<>*hp"
 """The picture's, in order; after the last the first comes again."""
 ON_FRONT = "●"
+HELD_ASR, HELD_FALL = 0.05, 0.02
+"""A defence holds against an attack with at most so much ASR left at so small a fall of CA."""
 CAVEAT = """\
 Published figures are in percent. Their net differs from ours, and so may the number and the
 quality of the images, the epochs and the attack's settings: compare the order of defences, not the
@@ -54,7 +58,8 @@ max(0, fall of CA) + 1] / 2. *Undefended* is the net of the same run that was tr
 data without a defence. Detection: the share of the suspects that are poisoned, of the poisoned that
 are suspects (TPR), and of the clean that are suspects (FPR). **Front**: {front} where no other
 defence has, against this attack, a higher mean CA at no higher ASR, or a lower mean ASR at no lower
-CA. A dash: not measured.
+CA. **Holds**: a mean ASR of at most {asr:.0%}, and a mean CA at most {fall:.0f} points below
+undefended. A dash: not measured.
 """
 
 
@@ -142,6 +147,22 @@ class Row:
         """One value a seed, NaN where it was not measured."""
         return pd.Series([each.metrics.get(metric, math.nan) for each in self.cells], dtype=float)
 
+    @property
+    def asr(self) -> float:
+        """The mean ASR that is left; NaN where there is no attack."""
+        return float(self.values("asr").mean())
+
+    @property
+    def fall(self) -> float:
+        """The mean fall of CA, undefended minus defended."""
+        return float((self.values("undefended_ca") - self.values("ca")).mean())
+
+    @property
+    def holds(self) -> bool:
+        """Whether the attack has failed at a small price."""
+        rounding = 1e-9  # of the means
+        return self.asr <= HELD_ASR + rounding and self.fall <= HELD_FALL + rounding
+
 
 def rows_of(grid: Grid, measured: Iterable[Measured]) -> list[Row]:
     """The rows of a table, in the grid's order."""
@@ -164,20 +185,25 @@ def rows_of(grid: Grid, measured: Iterable[Measured]) -> list[Row]:
 
 
 def page(
-    sections: Sequence[Section], *, command: str, pictures: Mapping[tuple[int, int], str]
+    sections: Sequence[Section],
+    *,
+    command: str,
+    pictures: Mapping[tuple[int, int], Mapping[str, str]],
 ) -> str:
     """The page in Markdown.
 
     Args:
         sections: one a grid.
         command: what makes the page.
-        pictures: paths relative to the page, by number of the section and of the scale in it.
+        pictures: paths relative to the page by what they show (:data:`PICTURES`), by number of
+            the section and of the scale in it.
     """
-    parts = [INTRODUCTION.format(command=command, front=ON_FRONT)]
+    told = {"front": ON_FRONT, "asr": HELD_ASR, "fall": 100 * HELD_FALL}
+    parts = [INTRODUCTION.format(command=command, **told)]
     for number, section in enumerate(sections):
         parts.append(f"## {section.grid.title}\n\n{_missing(section)}\n")
         for position, (scale, measured) in enumerate(section.scales):
-            parts.append(_scale(section, scale, measured, pictures.get((number, position))))
+            parts.append(_scale(section, scale, measured, pictures.get((number, position), {})))
         if section.measured:
             parts.append(_choices(section.grid))
     return "\n".join(parts)
@@ -188,7 +214,9 @@ def _missing(section: Section) -> str:
     return f"{done} of {total} runs." + ("" if done == total else " The others are missing here.")
 
 
-def _scale(section: Section, scale: str, measured: Sequence[Measured], picture: str | None) -> str:
+def _scale(
+    section: Section, scale: str, measured: Sequence[Measured], pictures: Mapping[str, str]
+) -> str:
     rows = rows_of(section.grid, measured)
     figures = {(row.attack, row.defence): _figures(section, row) for row in rows}
     sources = list(dict.fromkeys(_source(each) for found in figures.values() for each in found))
@@ -199,6 +227,8 @@ def _scale(section: Section, scale: str, measured: Sequence[Measured], picture: 
         "",
         _provenance(measured, rows),
         "",
+        *_shown(section, pictures, "overview"),
+        *_holding(section.grid, rows),
         _row(header),
         "|" + "---|" * len(header),
     ]
@@ -218,10 +248,35 @@ def _scale(section: Section, scale: str, measured: Sequence[Measured], picture: 
     if sources:
         lines += ["", CAVEAT, ""]
         lines += [f"{number}. {source}" for number, source in enumerate(sources, start=1)]
-    if picture:
-        alt = f"{section.grid.data}: what CA each defence costs, against the ASR that is left"
-        lines += ["", f"![{alt}]({picture})"]
-    return "\n".join(lines) + "\n"
+    lines += ["", *_shown(section, pictures, "price")]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _shown(section: Section, pictures: Mapping[str, str], name: str) -> list[str]:
+    if name not in pictures:
+        return []
+    return [f"![{section.grid.data}: {PICTURES[name]}]({pictures[name]})", ""]
+
+
+def _holding(grid: Grid, rows: Sequence[Row]) -> list[str]:
+    """How often each defence holds and is on the front; nothing where there is no attack."""
+    attacked = [row for row in rows if not math.isnan(row.asr)]
+    lines = []
+    for defence in grid.defences:
+        own = [row for row in attacked if row.defence == defence.name]
+        if own:
+            lost = ", ".join(row.attack for row in own if not row.holds)
+            counts = [
+                f"{n} of {len(own)}" for n in (sum(r.holds for r in own), sum(r.front for r in own))
+            ]
+            lines.append(_row([defence.name, *counts, lost or "none"]))
+    if not lines:
+        return []
+    head = [
+        _row(("defence", "holds", "on the front", "does not hold against")),
+        "|---|---|---|---|",
+    ]
+    return [*head, *lines, ""]
 
 
 def _source(figure: Published) -> str:
@@ -305,7 +360,40 @@ def _row(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def picture(grid: Grid, measured: Sequence[Measured]) -> Figure:
+def overview(grid: Grid, measured: Sequence[Measured]) -> Figure:
+    """The ASR that is left and the fall of CA, defences across and attacks down; dark is bad.
+
+    Means over the seeds. A frame marks a defence that holds against the attack.
+    """
+    rows = rows_of(grid, measured)
+    attacks = [each.name for each in grid.attacks if any(r.attack == each.name for r in rows)]
+    defences = [each.name for each in grid.defences if any(r.defence == each.name for r in rows)]
+    size = (3.2 + 1.5 * len(defences), 1.6 + 0.36 * len(attacks))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, title, worst in zip(panels, ("ASR left", "fall of CA"), (1.0, 0.1), strict=True):
+        values = np.full((len(attacks), len(defences)), np.nan)
+        for row in rows:
+            place = attacks.index(row.attack), defences.index(row.defence)
+            values[place] = row.asr if axes is panels[0] else row.fall
+            if row.holds:
+                corner = (place[1] - 0.5, place[0] - 0.5)
+                axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=BLUE, clip_on=False))
+        axes.imshow(values, cmap="Oranges", vmin=0, vmax=worst, aspect="auto")
+        for (down, across), value in np.ndenumerate(values):
+            if not math.isnan(value):
+                shade = "white" if value > 0.6 * worst else "black"
+                text = f"{100 * value:.1f}"
+                axes.text(across, down, text, ha="center", va="center", color=shade, fontsize=8)
+        axes.set_title(f"{title}, %", fontsize=10)
+        axes.set_xticks(range(len(defences)), defences, rotation=30, ha="right", fontsize=8)
+        axes.set_yticks(range(len(attacks)), attacks, fontsize=8)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def price(grid: Grid, measured: Sequence[Measured]) -> Figure:
     """The fall of CA against the ASR that is left: colour is the defence, marker the attack.
 
     A point is the mean over the seeds; bottom left is best.
@@ -316,10 +404,9 @@ def picture(grid: Grid, measured: Sequence[Measured]) -> Figure:
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     for row in rows:
-        fall = (row.values("undefended_ca") - row.values("ca")).mean()
         axes.plot(
-            row.values("asr").mean(),
-            fall,
+            row.asr,
+            row.fall,
             marker=markers[row.attack],
             color=colours[row.defence],
             markersize=9,
@@ -348,6 +435,13 @@ def picture(grid: Grid, measured: Sequence[Measured]) -> Figure:
     axes.add_artist(axes.legend(handles=defences, title="defence", **top))
     axes.legend(handles=attacks, title="attack", **bottom)
     return figure
+
+
+PICTURES = {
+    "overview": "ASR left and fall of CA of each attack and defence; framed: the defence holds",
+    "price": "what CA each defence costs, against the ASR that is left",
+}
+"""What the page's pictures show, by their function's name."""
 
 
 def _in_turn(choices: Sequence[Choice], shown: set[str], values: Sequence[str]) -> dict[str, str]:

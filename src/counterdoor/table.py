@@ -166,14 +166,17 @@ def write_page(
     if not any(section.measured for section in sections):
         return False
     folder = out.with_suffix("")
-    pictures = {}
+    pictures: dict[tuple[int, int], dict[str, str]] = {}
     for number, section in enumerate(sections):
         for position, (_, cells) in enumerate(section.scales):
-            name = f"{list(grids)[number].stem}{position + 1 if position else ''}.png"
+            stem = f"{list(grids)[number].stem}{position + 1 if position else ''}"
             folder.mkdir(parents=True, exist_ok=True)
-            figure = pages.picture(section.grid, cells)
-            figure.savefig(folder / name, dpi=110, metadata={"Software": None})
-            pictures[number, position] = f"{folder.name}/{name}"
+            drawn = pictures[number, position] = {}
+            for shown, draw in {"overview": pages.overview, "price": pages.price}.items():
+                name = f"{stem}_{shown}.png"
+                figure = draw(section.grid, cells)
+                figure.savefig(folder / name, dpi=110, metadata={"Software": None})
+                drawn[shown] = f"{folder.name}/{name}"
     command = _command(project_path, grids, out, params, records)
     text = pages.page(sections, command=command, pictures=pictures)
     out.parent.mkdir(parents=True, exist_ok=True)
