@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from counterdoor import training
 from counterdoor.augment import Augment
-from counterdoor.checkpoint import Checkpoint, checkpoints_in
+from counterdoor.checkpoint import (
+    Checkpoint,
+    checkpoints_in,
+    results_shared_in,
+    seconds_taken_over,
+)
 from counterdoor.engine import Engine
 from counterdoor.feed import Samples
 from counterdoor.models import DigitsCNN, NormalisedNet, build_net
@@ -214,3 +220,61 @@ def test_an_interrupt_while_saving_leaves_the_last_state_alone(case, tmp_path, m
             assert train(case)[0] is None
         assert list(tmp_path.iterdir()) == [saved]
         assert saved.read_bytes() == before
+
+
+# --- results that are shared ---------------------------------------------------------------
+
+
+def test_a_training_is_made_once_where_results_are_shared(case, tmp_path, monkeypatch):
+    with results_shared_in(tmp_path / "shared"):
+        first, trained = train(case)
+        again, told = train(case)
+        monkeypatch.setattr(training, "_train", None)  # fails if it is called
+        taken, _ = train(case)
+    assert trained == told == [1, 2, 3, 4, 5]
+    for other in (again, taken):
+        assert same(first, other)
+        assert other.history.equals(first.history)
+    with pytest.raises(TypeError):
+        train(case)
+    assert [file.suffix for file in (tmp_path / "shared").iterdir()] == [".safetensors"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 2},
+        {"stream": "other"},
+        {"stamp": Stamp(size=3, colour="white")},
+        {"recipe": RECIPE.model_copy(update={"epochs": 4})},
+        {"stream": "defended"},
+        {"stream": "defended/teacher"},
+    ],
+)
+def test_another_training_shares_nothing(case, changes, tmp_path, monkeypatch):
+    with results_shared_in(tmp_path):
+        train(case, **changes if changes.get("stream", "").startswith("defended") else {})
+        monkeypatch.setattr(training, "_train", None)
+        with pytest.raises(TypeError):
+            train(case, **changes)
+
+
+def test_a_damaged_result_is_as_good_as_none(case, tmp_path):
+    with results_shared_in(tmp_path):
+        first, _ = train(case)
+        (file,) = tmp_path.iterdir()
+        file.write_bytes(file.read_bytes()[:100])
+        again, _ = train(case)
+        assert same(first, again)
+        taken, _ = train(case)
+        assert same(first, taken)
+
+
+def test_the_seconds_of_a_shared_training_are_told(case, tmp_path):
+    with results_shared_in(tmp_path):
+        with seconds_taken_over() as own:
+            first, _ = train(case)
+        with seconds_taken_over() as elsewhere:
+            train(case)
+    assert own == []
+    assert elsewhere == [pytest.approx(first.history["seconds"].sum())]

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 from kedro.io import DataCatalog
 
-from counterdoor.checkpoint import Checkpoint
+from counterdoor.checkpoint import Checkpoint, SharedResult
 from counterdoor.config import STAGES
 from counterdoor.detectors import LGA, Ensemble, Oracle
 from counterdoor.hooks import (
     LIBRARY_LOGGER,
     READING_LOGGER,
+    SHARED_RESULTS,
     CheckpointHooks,
     PathHooks,
     ProgressHooks,
@@ -150,6 +151,20 @@ def test_a_run_that_ended_well_removes_its_own_checkpoints_only(tmp_path):
     one.after_pipeline_run()
     assert list((tmp_path / "data").iterdir()) == []
     assert Checkpoint.of("train", str) is None
+
+
+def test_runs_share_results_in_the_folder_that_the_environment_names(tmp_path, monkeypatch):
+    def shared():
+        return SharedResult.of("train", lambda: "0" * 64)
+
+    hooks = variant(tmp_path, 0)
+    hooks.before_pipeline_run()
+    assert shared() is None
+    monkeypatch.setenv(SHARED_RESULTS, str(tmp_path / "shared"))
+    hooks.before_pipeline_run()
+    assert shared().path.parent == tmp_path / "shared"
+    hooks.after_pipeline_run()
+    assert shared() is None
 
 
 @pytest.mark.parametrize(("stage", "family"), [(detect, "detector"), (relabel, "labeler")])

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ import yaml
 
 from counterdoor.comparison import Cell
 from counterdoor.config import ConfigError
+from counterdoor.hooks import SHARED_RESULTS
 from counterdoor.results import Results
 from counterdoor.tracking import variant_of
 
@@ -218,11 +220,21 @@ def environment(cores: int) -> dict[str, str]:
 def run_here(jobs: Sequence[Job], *, at_once: int = 1, run: Run = run_job) -> Iterator[Outcome]:
     """Run jobs on this machine, so many at a time; outcomes in the order in which they end.
 
+    A training that several of them need is made once (:data:`counterdoor.hooks.SHARED_RESULTS`).
     When the iterator is closed, or this process interrupted, running jobs are stopped.
     """
+    if not jobs:
+        return
     stop = threading.Event()
-    with ThreadPoolExecutor(at_once) as pool:
-        waiting = {pool.submit(run, job, stop.is_set): job for job in jobs}
+    trainings = jobs[0].project_path / "data" / "checkpoints"
+    trainings.mkdir(parents=True, exist_ok=True)
+    with (
+        TemporaryDirectory(prefix="table-", dir=trainings) as folder,
+        ThreadPoolExecutor(at_once) as pool,
+    ):
+        more = {SHARED_RESULTS: folder}
+        sharing = [replace(job, environment={**job.environment, **more}) for job in jobs]
+        waiting = {pool.submit(run, job, stop.is_set): job for job in sharing}
         try:
             while waiting:
                 done, _ = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)

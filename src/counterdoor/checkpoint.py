@@ -1,10 +1,12 @@
-"""Trainings that survive a kill: one file a training, replaced once an epoch.
+"""Trainings that survive a kill, and trainings that are not made twice.
 
-The file is named after all that the training depends on, so the same training finds it
-again, in whatever process, and another one does not. It holds no executable code.
+A training has one file, replaced once an epoch, and another one with its result. Each is named
+after all that the training depends on, so the same training finds it again, in whatever
+process, and another one does not. It holds no executable code.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 _folder: ContextVar[Path | None] = ContextVar("checkpoint folder", default=None)
+_results: ContextVar[Path | None] = ContextVar("folder of shared results", default=None)
+_taken_over: ContextVar[list[float] | None] = ContextVar("seconds taken over", default=None)
 
 
 @contextmanager
@@ -27,6 +31,66 @@ def checkpoints_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         _folder.reset(before)
+
+
+@contextmanager
+def results_shared_in(folder: Path) -> Iterator[None]:
+    """Inside the block, a training whose result is in ``folder`` is not made again."""
+    before = _results.set(folder)
+    try:
+        yield
+    finally:
+        _results.reset(before)
+
+
+@contextmanager
+def seconds_taken_over() -> Iterator[list[float]]:
+    """Gives a list, to which each training that the block did not make itself adds its seconds."""
+    seconds: list[float] = []
+    before = _taken_over.set(seconds)
+    try:
+        yield seconds
+    finally:
+        _taken_over.reset(before)
+
+
+@dataclass(frozen=True)
+class SharedResult:
+    """The result of one training, for all processes that share a folder.
+
+    Attributes:
+        path: the file; whoever has it first writes it in one step.
+    """
+
+    path: Path
+
+    @classmethod
+    def of(cls, stream: str, digest: Callable[[], str]) -> "SharedResult | None":
+        """That of the training with this digest, or ``None`` where nothing is shared.
+
+        A defended net is its run's alone.
+        """
+        folder = _results.get()
+        if folder is None or stream.startswith("defended"):
+            return None
+        return cls(_named(folder, stream, digest))
+
+    def read(self) -> tuple[dict[str, Tensor], list[dict[str, float]]] | None:
+        """The net's tensors and a record an epoch, if another one has made the training."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                records: list[dict[str, float]] = json.loads(file.metadata()["records"])
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+        told = _taken_over.get()
+        if told is not None:
+            told.append(sum(record["seconds"] for record in records))
+        return state, records
+
+    def save(self, state: Mapping[str, Tensor], records: list[dict[str, float]]) -> None:
+        """Write the file."""
+        _replace(self.path, state, records)
 
 
 @dataclass(frozen=True)
@@ -43,9 +107,7 @@ class Checkpoint:
     def of(cls, stream: str, digest: Callable[[], str]) -> "Checkpoint | None":
         """The checkpoint of the training with this digest, or ``None`` outside a folder."""
         folder = _folder.get()
-        if folder is None:
-            return None
-        return cls(folder / f"{stream.replace('/', '-')}-{digest()[:32]}.safetensors")
+        return None if folder is None else cls(_named(folder, stream, digest))
 
     def save(
         self,
@@ -63,18 +125,7 @@ class Checkpoint:
         tensors |= {name: each.get_state() for name, each in _streams(order, draws).items()}
         if torch.cuda.is_available():
             tensors["rng/cuda"] = torch.cuda.get_rng_state()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        # Copies, since the format refuses tensors that share memory, as tied weights do.
-        whole = {
-            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
-        }
-        try:
-            save_file(whole, partial, {"records": json.dumps(records)})
-            partial.replace(self.path)
-        finally:  # an interrupt may come in between
-            partial.unlink(missing_ok=True)
+        _replace(self.path, tensors, records)
 
     def restore(
         self,
@@ -103,6 +154,26 @@ class Checkpoint:
         if "rng/cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["rng/cuda"])
         return records
+
+
+def _named(folder: Path, stream: str, digest: Callable[[], str]) -> Path:
+    return folder / f"{stream.replace('/', '-')}-{digest()[:32]}.safetensors"
+
+
+def _replace(path: Path, tensors: Mapping[str, Tensor], records: list[dict[str, float]]) -> None:
+    """Write a file whole or not at all; another process may be writing it too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    # Copies, since the format refuses tensors that share memory, as tied weights do.
+    whole = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    try:
+        save_file(whole, partial, {"records": json.dumps(records)})
+        partial.replace(path)
+    finally:  # an interrupt may come in between
+        partial.unlink(missing_ok=True)
 
 
 def _streams(order: torch.Generator, draws: torch.Generator) -> dict[str, torch.Generator]:

@@ -383,7 +383,7 @@ def overview(grid: Grid, measured: Sequence[Measured]) -> Figure:
         for (down, across), value in np.ndenumerate(values):
             if not math.isnan(value):
                 shade = "white" if value > 0.6 * worst else "black"
-                text = f"{100 * value:.1f}"
+                text = f"{100 * value:z.1f}"
                 axes.text(across, down, text, ha="center", va="center", color=shade, fontsize=8)
         axes.set_title(f"{title}, %", fontsize=10)
         axes.set_xticks(range(len(defences)), defences, rotation=30, ha="right", fontsize=8)

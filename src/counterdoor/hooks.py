@@ -16,7 +16,7 @@ from kedro.io.core import VersionNotFoundError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from counterdoor.checkpoint import checkpoints_in
+from counterdoor.checkpoint import checkpoints_in, results_shared_in
 from counterdoor.config import variant_path
 from counterdoor.params import IngestParams
 
@@ -239,10 +239,15 @@ def in_full(params: IngestParams, project: Path) -> IngestParams:
     return params.model_copy(update=full)
 
 
+SHARED_RESULTS = "COUNTERDOOR_SHARED_RESULTS"
+"""Environment variable: a folder in which runs find trainings that others have made."""
+
+
 class CheckpointHooks:
     """Trainings are saved once an epoch under ``data/``, until the run has ended well.
 
-    The same run, started again after a kill, goes on from there.
+    The same run, started again after a kill, goes on from there. The runs of a table also share
+    the results of their trainings: the undefended net of an attack is the same for every defence.
     """
 
     def __init__(self) -> None:
@@ -261,6 +266,8 @@ class CheckpointHooks:
         self._saving.close()
         if self._folder is not None:
             self._saving.enter_context(checkpoints_in(self._folder))
+        if shared := os.environ.get(SHARED_RESULTS):
+            self._saving.enter_context(results_shared_in(Path(shared)))
 
     @hook_impl
     def after_pipeline_run(self) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 
 from counterdoor.batch_norm import over_all_processes
-from counterdoor.checkpoint import Checkpoint
+from counterdoor.checkpoint import Checkpoint, SharedResult
 from counterdoor.engine import DEFAULT, Engine, fastest_convolutions, freed_memory_kept
 from counterdoor.feed import Feed, Samples, shuffled_batches
 from counterdoor.models import NormalisedNet, logits_of
@@ -139,7 +139,8 @@ def fit(
 
     Inside :func:`counterdoor.checkpoint.checkpoints_in` the training is saved once an
     epoch, and the same call in another process goes on from there, to the same bits on
-    a CPU.
+    a CPU. Inside :func:`counterdoor.checkpoint.results_shared_in` a training that has been
+    made before is not made again: its result is given back, and its epochs are told.
 
     Args:
         net: the net to start from.
@@ -170,19 +171,41 @@ def fit(
         raise ValueError("an objective of its own takes one process and samples without stamps")
     fabric = engine.fabric()
     job = _Job(net, samples, recipe, seed, stream, stamp, engine, objective)
-    checkpoint = Checkpoint.of(stream, job.digest)
+    digest = functools.cache(job.digest)
+    shared = SharedResult.of(stream, digest)
+    if shared is not None and (found := shared.read()) is not None:
+        return _told(job, Fit.of(*found))
+    fitted = _fitted(fabric, job, Checkpoint.of(stream, digest))
+    if shared is not None:
+        shared.save(fitted.state, _records(fitted))
+    return fitted
+
+
+def _fitted(fabric: "Fabric", job: _Job, checkpoint: Checkpoint | None) -> Fit:
+    """The training itself, in as many processes as the engine says."""
     train = functools.partial(_train, job=job, checkpoint=checkpoint)
-    if not engine.resolved_strategy().endswith(("spawn", "fork")):
+    if not job.engine.resolved_strategy().endswith(("spawn", "fork")):
         return Fit.of(*fabric.launch(train))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "fit.safetensors"
         fabric.launch(functools.partial(train, file=file))
         with safe_open(file, framework="pt") as opened:
             records = json.loads(opened.metadata()["records"])
-        fitted = Fit.of(load_file(file), records)
-    for epoch, record in enumerate(fitted.history.to_dict("records")):
-        _report(job, epoch, {str(name): value for name, value in record.items()})
+        return _told(job, Fit.of(load_file(file), records))
+
+
+def _told(job: _Job, fitted: Fit) -> Fit:
+    """The same, after its epochs have been told."""
+    for epoch, record in enumerate(_records(fitted)):
+        _report(job, epoch, record)
     return fitted
+
+
+def _records(fitted: Fit) -> list[dict[str, float]]:
+    return [
+        {str(name): value for name, value in record.items()}
+        for record in fitted.history.to_dict("records")
+    ]
 
 
 def _train(
