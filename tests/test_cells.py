@@ -149,15 +149,16 @@ def test_a_job_is_kedro_run_with_the_cells_configuration(tmp_path):
     assert params in options
 
 
-def test_kedro_takes_that_configuration(tmp_path):
-    """Lists, nested parameters and the environment reach ``kedro run`` as they are."""
+@pytest.mark.parametrize(("pipeline", "names"), [(None, []), ("ablation", ["ablation"])])
+def test_kedro_takes_that_configuration(tmp_path, pipeline, names):
+    """Lists, nested parameters, environment and pipeline reach ``kedro run`` as they are."""
     from unittest.mock import patch
 
     from click.testing import CliRunner
     from kedro.framework.cli.project import run as kedro_run
 
     environment = stub_kedro(tmp_path, "")
-    given = Cell("a", "d", 4, "cifar10", {"seed": 4, "model": {"widths": [1, 2]}})
+    given = Cell("a", "d", 4, "cifar10", {"seed": 4, "model": {"widths": [1, 2]}}, pipeline)
     each = Job(given, "abc", tmp_path, environment)
     assert run_job(each).error == ""
     with patch("kedro.framework.cli.project.KedroSession.create") as create:
@@ -165,6 +166,8 @@ def test_kedro_takes_that_configuration(tmp_path):
         CliRunner().invoke(kedro_run, ["--config", config], catch_exceptions=False)
     assert create.call_args.kwargs["env"] == "cifar10"
     assert create.call_args.kwargs["runtime_params"] == given.parameters
+    session = create.return_value.__enter__.return_value
+    assert list(session.run.call_args.kwargs["pipeline_names"] or []) == names
 
 
 def test_a_failed_job_shows_the_end_of_its_log(tmp_path):

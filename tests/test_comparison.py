@@ -181,6 +181,14 @@ def test_the_grids_of_the_project(name):
         assert {each.data for each in figures} == {grid.data}
 
 
+def test_one_part_is_ideal_against_the_attacks_of_the_digits_table():
+    ideal, usual = (read_grid(TABLES / f"{name}.yml") for name in ("oracle_digits", "digits"))
+    assert list(ideal.attacks) == [each for each in usual.attacks if each.name != "no attack"]
+    assert ideal.seeds == usual.seeds
+    assert {cell.pipeline for cell in ideal.cells()} == {"ablation"}
+    assert {cell.pipeline for cell in usual.cells()} == {None}
+
+
 @pytest.mark.parametrize("name", ["unknown_digits", "unknown_cifar10"])
 def test_data_of_unknown_origin_is_defended_there_as_defend_does_it(name):
     grid = read_grid(TABLES / f"{name}.yml")

@@ -32,7 +32,12 @@ GRID = Grid.model_validate(
         "defences": [
             {"name": "none"},
             {"name": "nab", "parameters": {"defence_name": "nab"}},
-            {"name": "abl", "seeds": [0], "parameters": {"defence_name": "abl"}},
+            {
+                "name": "abl",
+                "seeds": [0],
+                "pipeline": "ablation",
+                "parameters": {"defence_name": "abl"},
+            },
         ],
     }
 )
@@ -179,7 +184,7 @@ def test_what_the_names_stand_for_is_there_without_paths(measured):
     text = page([Section(GRID, measured)], command="c", pictures={})
     assert "/home/someone" not in text
     assert "`ingest.source.path=<path>`, `model.widths=[8, 8]`" in text
-    assert "| defence | abl | `defence_name=abl` | 0 |" in text
+    assert "| defence | abl | `--pipelines ablation`, `defence_name=abl` | 0 |" in text
     assert public("data/00_external") == "data/00_external"
 
 

@@ -155,7 +155,8 @@ def run_job(job: Job, unwanted: Callable[[], bool] = lambda: False) -> Outcome:
     started = time.monotonic()
     job.log.parent.mkdir(parents=True, exist_ok=True)
     config = job.log.with_suffix(".yml")
-    options = {"env": job.cell.env, "params": dict(job.cell.parameters)}
+    cell = job.cell
+    options = {"env": cell.env, "pipelines": cell.pipeline, "params": dict(cell.parameters)}
     chosen = {name: value for name, value in options.items() if value is not None}
     with job.log.with_suffix(".lock").open("w") as lock:
         if not _locked(lock):

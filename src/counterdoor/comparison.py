@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -58,9 +58,12 @@ class Defence(Choice):
 
     Attributes:
         seeds: its own, where they are not those of the grid.
+        pipeline: of Kedro, which its cells run: the experiment, or ``ablation``, which shows the
+            truth to a detector or a labeler ``oracle``.
     """
 
     seeds: Seeds | None = None
+    pipeline: Literal["ablation"] | None = None
 
 
 class Grid(Config):
@@ -117,6 +120,7 @@ class Grid(Config):
                 seed,
                 self.env,
                 nested(self.parameters | attack.parameters | defence.parameters | {"seed": seed}),
+                defence.pipeline,
             )
             for seed in every
             for attack in self.attacks
@@ -135,6 +139,7 @@ class Cell:
         seed: its seed.
         env: its Kedro environment.
         parameters: all its run parameters, nested, the seed among them.
+        pipeline: the Kedro pipeline; ``None`` for the default one.
     """
 
     attack: str
@@ -142,6 +147,7 @@ class Cell:
     seed: int
     env: str | None
     parameters: Mapping[str, Any]
+    pipeline: str | None = None
 
     def __str__(self) -> str:
         return f"{self.attack}, {self.defence}, seed {self.seed}"

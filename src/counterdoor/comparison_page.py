@@ -331,7 +331,11 @@ def _choices(grid: Grid) -> str:
         for each in choices:
             seeds = getattr(each, "seeds", None) or (grid.seeds if kind == "defence" else ())
             shown = ", ".join(map(str, seeds))
-            lines.append(_row((kind, each.name, _listed(each.parameters), shown)))
+            pipeline = getattr(each, "pipeline", None)
+            listed = ([f"`--pipelines {pipeline}`"] if pipeline else []) + [
+                _listed(each.parameters)
+            ]
+            lines.append(_row((kind, each.name, ", ".join(filter(None, listed)), shown)))
     return "\n".join(lines) + "\n"
 
 
