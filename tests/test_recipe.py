@@ -66,6 +66,15 @@ def test_ascent_value_and_gradient(level):
     assert loss.grad.item() == -1.0
 
 
+def test_ascent_ends_at_its_ceiling():
+    losses = torch.tensor([0.5, 2.9, 3.1], requires_grad=True)
+    turned = Ascent(ceiling=3.0)(losses)
+    assert turned.tolist() == pytest.approx([-0.5, -2.9, -3.0])
+    turned.sum().backward()
+    assert losses.grad.tolist() == [-1.0, -1.0, 0.0]
+    assert Ascent.of_samples
+
+
 def test_flooding_default_is_the_authors():
     assert Flooding().gamma == 0.5
 

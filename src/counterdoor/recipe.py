@@ -69,15 +69,20 @@ class Ascent(Component):
     """Gradient ascent: -L, so that the samples are unlearnt.
 
     Source: ABL, section 4.2, the second term of the global gradient ascent.
+
+    Attributes:
+        ceiling: loss from which on a sample is not unlearnt any further, in nats; ``None``
+            for no end, as published: the loss can then grow until it overflows.
     """
 
-    of_samples: ClassVar[bool] = False
+    of_samples: ClassVar[bool] = True
 
     name: Literal["ascent"] = "ascent"
+    ceiling: float | None = Field(default=None, gt=0)
 
     def __call__(self, loss: Tensor) -> Tensor:
-        """Minus the loss."""
-        return -loss
+        """Minus the loss, element by element, down to minus the ceiling."""
+        return -(loss if self.ceiling is None else loss.clamp(max=self.ceiling))
 
 
 LossTransform = Annotated[

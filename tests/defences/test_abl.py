@@ -51,6 +51,18 @@ def test_no_loss_transform_of_the_recipe_turns_it_round(digits_case, made):
     assert all(torch.equal(again.net.state[name], each) for name, each in made.net.state.items())
 
 
+def test_above_the_ceiling_nothing_is_unlearnt(digits_case):
+    """Where the ascent has no end it overflows; with one it ends."""
+    fierce = ASCENT.model_copy(update={"epochs": 30, "learning_rate": 0.5})
+    with pytest.raises(ValueError, match=r"'defended/unlearn' diverged"):
+        ABL(recipe=fierce)(digits_case)
+    made = ABL(recipe=fierce, ceiling=4.6)(digits_case)
+    assert all(torch.isfinite(tensor).all() for tensor in made.net.state.values())
+    rows = np.flatnonzero(digits_case.ledger["suspect"])
+    images, labels = digits_case.images_nchw[rows], digits_case.ledger["label"].to_numpy()[rows]
+    assert sample_losses(made.net.build(), images, labels).mean() > 4.6
+
+
 def test_the_history_is_of_both_trainings(digits_case, made):
     assert len(made.history) == digits_case.recipe.epochs + ASCENT.epochs
     losses = made.history["loss"].tolist()

@@ -31,6 +31,8 @@ class ABL(DefenceBase):
 
     Attributes:
         isolation_ratio: share of the untrusted samples that is isolated, in (0, 1).
+        ceiling: loss from which on a sample is not unlearnt any further, in nats; ``None``
+            for no end, as in the authors' code.
         recipe: the unlearning; its loss transform is always gradient ascent.
     """
 
@@ -38,6 +40,7 @@ class ABL(DefenceBase):
 
     name: Literal["abl"] = "abl"
     isolation_ratio: float = Field(default=0.01, gt=0, lt=1)
+    ceiling: float | None = Field(default=None, gt=0)
     recipe: Recipe = PAPER_RECIPE
 
     def suspect_rule(self, usual: SuspectRule) -> SuspectRule:
@@ -48,6 +51,6 @@ class ABL(DefenceBase):
         """Train on all but the isolated, then unlearn these; see :class:`DefenceBase`."""
         net, isolated = case.new_net(), case.ledger["suspect"]
         learnt = case.fit(net, case.samples(~isolated), case.recipe, "defended")
-        ascent = self.recipe.model_copy(update={"loss": Ascent()})
+        ascent = self.recipe.model_copy(update={"loss": Ascent(ceiling=self.ceiling)})
         unlearnt = case.fit(net, case.samples(isolated), ascent, "defended/unlearn")
         return case.deployed(net, joined(learnt.history, unlearnt.history))
