@@ -188,6 +188,12 @@ def test_what_the_names_stand_for_is_there_without_paths(measured):
     assert public("data/00_external") == "data/00_external"
 
 
+def test_notes_of_the_grid_come_first(measured):
+    grid = GRID.model_copy(update={"notes": "- **ABL** fails.\n"})
+    text = page([Section(grid, measured)], command="c", pictures={})
+    assert "14 of 14 runs.\n\n- **ABL** fails.\n\n### CIFAR-10" in text
+
+
 def test_a_grid_without_runs():
     text = page([Section(GRID, [])], command="c", pictures={})
     assert "0 of 14 runs. The others are missing here." in text

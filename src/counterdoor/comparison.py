@@ -78,6 +78,7 @@ class Grid(Config):
         attacks: the rows' attacks.
         defences: the rows' defences; the two of a cell set no parameter both.
         published: a file of :class:`Published` figures, relative to the grid's.
+        notes: what there is to say about the results, in Markdown; the page has it first.
     """
 
     title: Name
@@ -88,6 +89,7 @@ class Grid(Config):
     attacks: Annotated[tuple[Choice, ...], Field(min_length=1)]
     defences: Annotated[tuple[Defence, ...], Field(min_length=1)]
     published: str | None = None
+    notes: str = ""
 
     @model_validator(mode="after")
     def _distinct(self) -> "Grid":

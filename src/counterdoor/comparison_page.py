@@ -201,7 +201,8 @@ def page(
     told = {"front": ON_FRONT, "asr": HELD_ASR, "fall": 100 * HELD_FALL}
     parts = [INTRODUCTION.format(command=command, **told)]
     for number, section in enumerate(sections):
-        parts.append(f"## {section.grid.title}\n\n{_missing(section)}\n")
+        notes = f"{section.grid.notes.strip()}\n" if section.grid.notes.strip() else ""
+        parts += filter(None, [f"## {section.grid.title}\n\n{_missing(section)}\n", notes])
         for position, (scale, measured) in enumerate(section.scales):
             parts.append(_scale(section, scale, measured, pictures.get((number, position), {})))
         if section.measured:
