@@ -30,7 +30,7 @@ from counterdoor.attacks import poison
 from counterdoor.defending import spelt_out
 from counterdoor.engine import Engine
 from counterdoor.features import features_of
-from counterdoor.ledger import new_ledger, stratified_rows
+from counterdoor.ledger import DROPPED, new_ledger, stratified_rows
 from counterdoor.metrics import attack_success_rate, class_accuracies, clean_accuracy
 from counterdoor.models import NormalisedNet, build_net
 from counterdoor.pipelines.detect.nodes import detect
@@ -90,7 +90,25 @@ SETTINGS: dict[str, Setting] = {
         {},
         "vd",
     ),
+    "… suspects once": (
+        *(WHITE_3, "adaptive", {"trusted_stamps": 1, "agreed_stamps": 0.02}, {}, "vd"),
+    ),
+    "… the surest half alone, twice": (
+        WHITE_3,
+        "adaptive",
+        {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2},
+        {},
+        "vd surest half",
+    ),
+    "… the surest three quarters, twice": (
+        WHITE_3,
+        "adaptive",
+        {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2},
+        {},
+        "vd surest three quarters",
+    ),
 }
+SUREST = {"vd surest half": 0.5, "vd surest three quarters": 0.75}
 
 FIFTH = {"agreed_stamps": 0.2, "stamp_repeats": 2}
 NOT_TRUSTED: dict[str, Setting] = {
@@ -164,7 +182,10 @@ class Case:
         if who == "oracle":
             return self.oracle["true_label"].to_numpy()
         if who not in self.named:
-            labeler = resolved_parameters("cifar10", {"labeler_name": who})["relabel"]["labeler"]
+            name, *_ = who.split()
+            labeler = resolved_parameters("cifar10", {"labeler_name": name})["relabel"]["labeler"]
+            if who in SUREST:
+                labeler["surest"] = SUREST[who]
             if who == "ud":
                 labeler["recipe"] = self.recipe
             relabel = p.RelabelParams(labeler=labeler, trusted_stamps=0)
@@ -199,9 +220,10 @@ class Case:
         suspect = scored["suspect"].to_numpy()
         poisoned = self.oracle["is_poisoned"].to_numpy()
         right = pseudo == self.oracle["true_label"].to_numpy()
+        named = suspect & (pseudo != DROPPED)
         return self.measure(net, mark) | {
             "precision": float(poisoned[suspect].mean()),
-            "pseudo_label_accuracy": float(right[suspect].mean()),
+            "pseudo_label_accuracy": float(right[named].mean()),
             "samples": len(made.plan) / len(self.ledger),
         }
 
@@ -272,7 +294,10 @@ def main() -> None:
     parser.add_argument("--sgd", action="store_true", help="without Muon")
     parser.add_argument("--unknown", action="store_true", help="nobody is trusted")
     parser.add_argument(
-        "--only", nargs="+", default=[""], help="settings whose name holds one of these texts"
+        "--only",
+        nargs="+",
+        default=[""],
+        help="settings whose name holds one of these texts, and the twin",
     )
     parser.add_argument("--table", action="store_true", help="print the table of --records")
     options = parser.parse_args()
@@ -290,10 +315,10 @@ def main() -> None:
         options.seed = seed
         case = Case(read.images_nchw, read.labels, options)
         for setting in ["undefended", *settings]:
-            wanted = any(text in setting for text in options.only)
+            twin = setting == "undefended"  # what all others are compared with
+            wanted = twin or any(text in setting for text in options.only)
             if (setting, seed) in done or not wanted:
                 continue
-            twin = setting == "undefended"
             figures = case.undefended() if twin else case.defended(*settings[setting])
             with options.records.open("a") as file:
                 print(json.dumps({"setting": setting, "seed": seed, **figures, **about}), file=file)

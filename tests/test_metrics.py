@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from counterdoor.attacks import AllToAll, AllToOne
+from counterdoor.ledger import DROPPED
 from counterdoor.metrics import (
     attack_success_rate,
     backdoor_accuracy,
@@ -255,6 +256,21 @@ def run(generator, true):
         }
     )
     return predictions, ledger, oracle
+
+
+def test_pseudo_labels_are_graded_where_there_is_one(run):
+    predictions, ledger, oracle = run
+    suspects = np.flatnonzero(ledger["suspect"])
+    given = {"labels": AllToAll(), "num_classes": K, "deployed_stamped": True}
+    pseudo = oracle["true_label"].to_numpy().copy()
+    pseudo[suspects[0]] = (pseudo[suspects[0]] + 1) % K
+    for left_out, right in ((suspects[1:2], 1 - 1 / (len(suspects) - 1)), (suspects[:1], 1.0)):
+        some = pseudo.copy()
+        some[left_out] = DROPPED
+        metrics = summarize(predictions, ledger.assign(pseudo_label=some), oracle, **given)
+        assert metrics["pseudo_label_accuracy"] == pytest.approx(right)
+    none = ledger.assign(pseudo_label=np.where(ledger["suspect"], DROPPED, pseudo))
+    assert math.isnan(summarize(predictions, none, oracle, **given)["pseudo_label_accuracy"])
 
 
 @pytest.mark.parametrize("deployed_stamped", [True, False])

@@ -198,7 +198,7 @@ def summarize(
         rejected |= {"b_rej": math.nan, "dsr": math.nan}
     suspect = ledger["suspect"].to_numpy()
     pseudo_labels = ledger["pseudo_label"].to_numpy()
-    named = np.full(len(ledger), (pseudo_labels != DROPPED).any())
+    named = pseudo_labels != DROPPED
     pseudo = pseudo_labels == oracle["true_label"].to_numpy()
     untrusted = ~ledger["trusted"].to_numpy()  # a trusted sample is never suspected
     detection = detection_rates(

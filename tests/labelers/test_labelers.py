@@ -12,7 +12,7 @@ from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.models import DigitsCNN, build_net
 from counterdoor.recipe import Recipe
 from counterdoor.stamp import Stamp
-from counterdoor.training import fit, predict_classes
+from counterdoor.training import fit, predict_classes, predict_logits
 
 MODEL = DigitsCNN(width=4)
 QUICK = Recipe(epochs=15, batch_size=50, learning_rate=0.02)
@@ -53,6 +53,26 @@ def test_vd_is_a_net_trained_on_the_trusted_rows(digits, ledger, stamp_inputs):
     expected = predict_classes(net, images)
     labels = label(VD(recipe=recipe, stamp_inputs=stamp_inputs), digits, ledger, 3, stamp)
     np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("surest", [0.1, 0.503, 1.0])
+def test_vd_names_the_suspects_of_which_it_is_surest(digits, ledger, surest):
+    recipe, rows = Recipe(epochs=2, learning_rate=0.02), np.flatnonzero(ledger["trusted"])
+    ledger = ledger.assign(suspect=ledger["suspect"] & (np.arange(len(ledger)) % 3 > 0))
+    labeler = VD(recipe=recipe, stamp_inputs=False)
+    every = label(labeler, digits, ledger)
+    named = label(labeler.model_copy(update={"surest": surest}), digits, ledger)
+    kept = named != DROPPED
+    np.testing.assert_array_equal(named[kept], every[kept])
+    suspect = ledger["suspect"].to_numpy()
+    assert kept[~suspect].all()
+    assert kept[suspect].sum() == math.ceil(surest * suspect.sum())
+    net = build_net(MODEL, np.array(digits.images_nchw[rows]), 10, seed=0, stream="relabel/init")
+    samples = Samples(digits.images_nchw, rows, digits.labels[rows])
+    net.load_state_dict(fit(net, samples, recipe, seed=0, stream="relabel").state)
+    sure = predict_logits(net, digits.images_nchw).softmax(1).numpy().max(1)
+    if surest < 1:
+        assert sure[suspect & kept].min() >= sure[suspect & ~kept].max()
 
 
 def test_vd_stamps_its_inputs_only_when_asked(digits, ledger):

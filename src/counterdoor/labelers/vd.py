@@ -1,15 +1,18 @@
 """VD: a classifier trained on a little verified data names the suspects."""
 
+import math
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from counterdoor.augment import Augment
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.labelers.base import Case, LabelerBase, trained_on
+from counterdoor.ledger import DROPPED
 from counterdoor.recipe import Recipe, Steps
-from counterdoor.training import predict_classes
+from counterdoor.training import predict_logits
 
 PAPER_RECIPE = Recipe(
     epochs=100,
@@ -28,11 +31,14 @@ class VD(LabelerBase):
     Attributes:
         recipe: how the classifier is trained.
         stamp_inputs: predict on stamped images, as the authors' code does.
+        surest: share of the suspects that are named, those first of which the classifier is
+            surest, in (0, 1]; the others are left out of the training. 1 in the paper.
     """
 
     name: Literal["vd"] = "vd"
     recipe: Recipe = PAPER_RECIPE
     stamp_inputs: bool = True
+    surest: float = Field(default=1.0, gt=0, le=1)
 
     def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
         """Raise ``ValueError`` unless there is a trusted sample of every class."""
@@ -51,4 +57,12 @@ class VD(LabelerBase):
         rows = np.flatnonzero(case.ledger["trusted"])
         net = trained_on(case, rows, self.recipe, seed=seed, engine=engine)
         used = case.stamp if self.stamp_inputs else None
-        return predict_classes(net, case.images_nchw, stamp=used, engine=engine)
+        logits = predict_logits(net, case.images_nchw, stamp=used, engine=engine)
+        named = logits.argmax(1).numpy()
+        suspects = np.flatnonzero(case.ledger["suspect"])
+        sure = logits.softmax(1).amax(1).numpy()[suspects]
+        unsure = suspects[
+            np.argsort(-sure, kind="stable")[math.ceil(self.surest * len(suspects)) :]
+        ]
+        named[unsure] = DROPPED
+        return named
