@@ -8,10 +8,11 @@ process, and another one does not. It holds no executable code.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,35 +24,28 @@ _results: ContextVar[Path | None] = ContextVar("folder of shared results", defau
 _taken_over: ContextVar[list[float] | None] = ContextVar("seconds taken over", default=None)
 
 
-@contextmanager
-def checkpoints_in(folder: Path) -> Iterator[None]:
+def checkpoints_in(folder: Path) -> AbstractContextManager[Any]:
     """Inside the block, every training is saved in ``folder`` and goes on from there."""
-    before = _folder.set(folder)
-    try:
-        yield
-    finally:
-        _folder.reset(before)
+    return _being(_folder, folder)
 
 
-@contextmanager
-def results_shared_in(folder: Path) -> Iterator[None]:
+def results_shared_in(folder: Path) -> AbstractContextManager[Any]:
     """Inside the block, a training whose result is in ``folder`` is not made again."""
-    before = _results.set(folder)
-    try:
-        yield
-    finally:
-        _results.reset(before)
+    return _being(_results, folder)
+
+
+def seconds_taken_over() -> AbstractContextManager[list[float]]:
+    """Gives a list, to which each training that the block did not make itself adds its seconds."""
+    return _being(_taken_over, [])
 
 
 @contextmanager
-def seconds_taken_over() -> Iterator[list[float]]:
-    """Gives a list, to which each training that the block did not make itself adds its seconds."""
-    seconds: list[float] = []
-    before = _taken_over.set(seconds)
+def _being(variable: ContextVar[Any], value: Any) -> Iterator[Any]:
+    before = variable.set(value)
     try:
-        yield seconds
+        yield value
     finally:
-        _taken_over.reset(before)
+        variable.reset(before)
 
 
 @dataclass(frozen=True)
@@ -77,16 +71,11 @@ class SharedResult:
 
     def read(self) -> tuple[dict[str, Tensor], list[dict[str, float]]] | None:
         """The net's tensors and a record an epoch, if another one has made the training."""
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                records: list[dict[str, float]] = json.loads(file.metadata()["records"])
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            return None
+        found = _read(self.path)
         told = _taken_over.get()
-        if told is not None:
-            told.append(sum(record["seconds"] for record in records))
-        return state, records
+        if found is not None and told is not None:
+            told.append(sum(record["seconds"] for record in found[1]))
+        return found
 
     def save(self, state: Mapping[str, Tensor], records: list[dict[str, float]]) -> None:
         """Write the file."""
@@ -138,12 +127,10 @@ class Checkpoint:
 
         A damaged file is as good as none: it is left, and replaced by the next save.
         """
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                records: list[dict[str, float]] = json.loads(file.metadata()["records"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        found = _read(self.path)
+        if found is None:
             return []
+        tensors, records = found
         net.load_state_dict(under("net/", tensors))
         saved = optimizer.state_dict()
         momenta = under("momentum/", tensors)
@@ -158,6 +145,16 @@ class Checkpoint:
 
 def _named(folder: Path, stream: str, digest: Callable[[], str]) -> Path:
     return folder / f"{stream.replace('/', '-')}-{digest()[:32]}.safetensors"
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], list[dict[str, float]]] | None:
+    """What :func:`_replace` has written; a damaged file is as good as none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            records: list[dict[str, float]] = json.loads(file.metadata()["records"])
+            return {name: file.get_tensor(name) for name in file.keys()}, records  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _replace(path: Path, tensors: Mapping[str, Tensor], records: list[dict[str, float]]) -> None:
