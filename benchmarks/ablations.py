@@ -1,12 +1,12 @@
 """What each option of the stamp rule does, measured on a validation split of the training images.
 
 For every seed: draw training and validation images from the training set, poison them
-(BadNets), warm up, suspect, name the suspects, and train the undefended twin; then one
+(``--attack``), warm up, suspect, name the suspects, and train the undefended twin; then one
 defended training a setting. Test images are never read. Every measurement is appended to
 ``--records`` as one JSON line, and is not made again when it stands there.
 
     export OMP_NUM_THREADS=1
-    python benchmarks/ablations.py --parquet FOLDER --records FILE [--seeds 0 1 2] [--only TEXT]
+    python benchmarks/ablations.py --parquet FOLDER --records FILE [--attack blend] [--only TEXT]
     python benchmarks/ablations.py --parquet FOLDER --records FILE --unknown
     python benchmarks/ablations.py --records FILE --table
 
@@ -108,7 +108,27 @@ SETTINGS: dict[str, Setting] = {
         "vd surest three quarters",
     ),
 }
-SUREST = {"vd surest half": 0.5, "vd surest three quarters": 0.75}
+TWICE = {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2}
+DROP = {"drop_confirmed": True}
+SETTINGS |= {
+    "… all aligned, twice": (WHITE_3, "adaptive", TWICE, {}, "vd aligned"),
+    "… all aligned, confirmed left out, twice": (
+        *(WHITE_3, "adaptive", TWICE | DROP, {}, "vd aligned"),
+    ),
+    "… the surest half, confirmed left out, twice": (
+        *(WHITE_3, "adaptive", TWICE | DROP, {}, "vd surest half"),
+    ),
+    "… the surest half aligned, confirmed left out, twice": (
+        *(WHITE_3, "adaptive", TWICE | DROP, {}, "vd surest half aligned"),
+    ),
+}
+NAMERS: dict[str, dict[str, Any]] = {
+    "vd surest half": {"surest": 0.5},
+    "vd surest three quarters": {"surest": 0.75},
+    "vd aligned": {"surest": 1, "align": True},
+    "vd surest half aligned": {"surest": 0.5, "align": True},
+    "ud aligned": {"align": True},
+}
 
 FIFTH = {"agreed_stamps": 0.2, "stamp_repeats": 2}
 NOT_TRUSTED: dict[str, Setting] = {
@@ -116,6 +136,7 @@ NOT_TRUSTED: dict[str, Setting] = {
     "nc, agreed stamps 20 %": (WHITE_3, "apart", FIFTH, {}, "nc"),
     "nc, all agreed stamped, suspects once": (WHITE_3, "apart", {"agreed_stamps": 1.0}, {}, "nc"),
     "ud, agreed stamps 20 %": (WHITE_3, "apart", FIFTH, {}, "ud"),
+    "ud aligned, agreed stamps 20 %": (WHITE_3, "apart", FIFTH, {}, "ud aligned"),
     "true labels, agreed stamps 20 %": (WHITE_3, "apart", FIFTH, {}, "oracle"),
 }
 
@@ -124,7 +145,8 @@ class Case:
     """All that the settings of one seed share."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, options: argparse.Namespace) -> None:
-        given = spelt_out({}, ["defend"]) | {"attack_name": "badnets"} if options.unknown else None
+        given = spelt_out({}, ["defend"]) if options.unknown else {}
+        given |= {"attack_name": options.attack}
         self.parameters = resolved_parameters("cifar10", given)
         self.engine = Engine.model_validate(self.parameters["engine"])
         model = self.parameters["model"] | {"widths": options.widths}
@@ -184,9 +206,9 @@ class Case:
         if who not in self.named:
             name, *_ = who.split()
             labeler = resolved_parameters("cifar10", {"labeler_name": name})["relabel"]["labeler"]
-            if who in SUREST:
-                labeler["surest"] = SUREST[who]
-            if who == "ud":
+            labeler |= {"surest": 1} if name == "vd" else {}
+            labeler |= NAMERS.get(who, {})
+            if name == "ud":
                 labeler["recipe"] = self.recipe
             relabel = p.RelabelParams(labeler=labeler, trusted_stamps=0)
             kept, n = self.warmed["features"], len(self.images)
@@ -291,6 +313,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
     parser.add_argument("--poison-ratio", type=float, default=0.1)
+    parser.add_argument("--attack", default="badnets", help="attack_name; default: %(default)s")
     parser.add_argument("--sgd", action="store_true", help="without Muon")
     parser.add_argument("--unknown", action="store_true", help="nobody is trusted")
     parser.add_argument(
@@ -308,7 +331,7 @@ def main() -> None:
     done = {(each["setting"], each["seed"]) for each in map(json.loads, lines)}
     read = Parquet(path=options.parquet)()
     about = {"hardware": hardware(), "commit": commit_tags(Path(__file__).parent).get("commit")}
-    told = ("images", "validation", "epochs", "widths", "poison_ratio", "sgd", "unknown")
+    told = ("attack", "images", "validation", "epochs", "widths", "poison_ratio", "sgd", "unknown")
     settings = NOT_TRUSTED if options.unknown else SETTINGS
     about |= {name: getattr(options, name) for name in told}
     for seed in options.seeds:

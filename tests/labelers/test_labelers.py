@@ -8,6 +8,7 @@ import pytest
 
 from counterdoor.feed import Samples
 from counterdoor.labelers import NC, UD, VD, Case, Drop, Oracle
+from counterdoor.labelers.base import aligned
 from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.models import DigitsCNN, build_net
 from counterdoor.recipe import Recipe
@@ -16,6 +17,11 @@ from counterdoor.training import fit, predict_classes, predict_logits
 
 MODEL = DigitsCNN(width=4)
 QUICK = Recipe(epochs=15, batch_size=50, learning_rate=0.02)
+
+
+@pytest.fixture
+def generator():
+    return np.random.default_rng(11)
 
 
 @pytest.fixture
@@ -70,9 +76,73 @@ def test_vd_names_the_suspects_of_which_it_is_surest(digits, ledger, surest):
     net = build_net(MODEL, np.array(digits.images_nchw[rows]), 10, seed=0, stream="relabel/init")
     samples = Samples(digits.images_nchw, rows, digits.labels[rows])
     net.load_state_dict(fit(net, samples, recipe, seed=0, stream="relabel").state)
-    sure = predict_logits(net, digits.images_nchw).softmax(1).numpy().max(1)
+    chances = predict_logits(net, digits.images_nchw).softmax(1).tolist()
+    given = ledger["label"].tolist()
+    sure = np.array(
+        [max(c for k, c in enumerate(row) if k != given[i]) for i, row in enumerate(chances)]
+    )
     if surest < 1:
         assert sure[suspect & kept].min() >= sure[suspect & ~kept].max()
+
+
+def with_a_pattern(digits, ledger, seed=0):
+    """Strong noise, the same on every suspect."""
+    noise = np.random.default_rng(seed).integers(-90, 91, digits.images_nchw.shape[1:])
+    triggered = np.clip(digits.images_nchw.astype(int) // 2 + 64 + noise, 0, 255)
+    suspect = ledger["suspect"].to_numpy()[:, None, None, None]
+    return np.where(suspect, triggered, digits.images_nchw // 2 + 64).astype(np.uint8)
+
+
+@pytest.mark.parametrize("how_many", [0, 1, 37, 400])
+def test_aligned_suspects_have_the_mean_of_the_others(generator, how_many):
+    images = generator.integers(60, 190, (400, 3, 4, 5)).astype(np.uint8)
+    suspect = np.zeros(400, dtype=bool)
+    suspect[generator.permutation(400)[:how_many]] = True
+    images[suspect, :, :2] -= 40
+    before = images.copy()
+    moved = aligned(images, suspect)
+    np.testing.assert_array_equal(images, before)
+    assert (moved.dtype, moved.shape) == (np.uint8, (how_many, 3, 4, 5))
+    if how_many in (0, 400):
+        np.testing.assert_array_equal(moved, images[suspect])
+        return
+    theirs = [[images[i] for i in range(400) if suspect[i] == who] for who in (True, False)]
+    shift = sum(x.astype(float) for x in theirs[1]) / len(theirs[1])
+    shift = shift - sum(x.astype(float) for x in theirs[0]) / len(theirs[0])
+    slow = [np.minimum(np.maximum(np.rint(x + shift), 0), 255) for x in theirs[0]]
+    np.testing.assert_array_equal(moved, np.stack(slow))
+
+
+def test_aligning_is_the_same_in_small_parts(generator, monkeypatch):
+    images = generator.integers(0, 256, (100, 1, 4, 4)).astype(np.uint8)
+    suspect = generator.random(100) < 0.4
+    at_once = aligned(images, suspect)
+    monkeypatch.setattr("counterdoor.labelers.base._AT_A_TIME", 7)
+    np.testing.assert_array_equal(aligned(images, suspect), at_once)
+
+
+@pytest.mark.parametrize("labeler", [VD(recipe=QUICK, stamp_inputs=False), UD(recipe=QUICK)])
+def test_aligned_suspects_are_named_as_if_they_had_no_pattern(digits, ledger, labeler):
+    """The others are named as ever; of the suspects many more are named rightly."""
+    if isinstance(labeler, UD):
+        ledger = ledger.assign(trusted=False)
+    images = with_a_pattern(digits, ledger)
+    triggered = replace(digits, images_nchw=images)
+    suspect = ledger["suspect"].to_numpy()
+    usual = label(labeler, triggered, ledger)
+    better = label(labeler.model_copy(update={"align": True}), triggered, ledger)
+    np.testing.assert_array_equal(usual[~suspect], better[~suspect])
+    right = [(named == digits.labels)[suspect].mean() for named in (usual, better)]
+    assert right[1] > right[0] + 0.2
+    assert right[1] > 0.7
+
+
+@pytest.mark.parametrize("labeler", [VD(recipe=QUICK), UD(recipe=QUICK)])
+def test_aligning_changes_nothing_where_nobody_is_suspected(digits, ledger, labeler):
+    nobody = ledger.assign(suspect=False, label=digits.labels)
+    usual = label(labeler, digits, nobody)
+    aligning = labeler.model_copy(update={"align": True})
+    np.testing.assert_array_equal(label(aligning, digits, nobody), usual)
 
 
 def test_vd_stamps_its_inputs_only_when_asked(digits, ledger):

@@ -15,6 +15,8 @@ from counterdoor.recipe import Recipe
 from counterdoor.stamp import Stamp
 from counterdoor.training import fit
 
+_AT_A_TIME = 1000
+
 
 @dataclass(frozen=True)
 class Case:
@@ -69,6 +71,42 @@ class LabelerBase(Component):
             int64, shape (N,), in 0..K-1, or ``DROPPED`` for a sample that is to
             be left out of the training if it is suspect.
         """
+
+
+def aligned(images_nchw: np.ndarray, suspect: np.ndarray) -> np.ndarray:
+    """The suspects' images, moved so that their mean image is that of all others.
+
+    A pattern that the suspects have in common, as a patch or a blended picture, is taken off
+    them: a net that has never seen it would name most of them after one class. Suspects of one
+    class lose what is common to that class as well.
+
+    Args:
+        images_nchw: uint8, shape (N, C, H, W), in [0, 255]; not changed.
+        suspect: bool, shape (N,).
+
+    Returns:
+        uint8, shape (number of suspects, C, H, W), rounded and cut off at 0 and 255; as they
+        are if nobody or everybody is suspected.
+
+    Source: ours.
+    """
+    rows, others = np.flatnonzero(suspect), np.flatnonzero(~suspect)
+    images = images_nchw[rows]
+    if not len(rows) or not len(others):
+        return images
+    shift = _mean_image(images_nchw, others) - _mean_image(images_nchw, rows)
+    for start in range(0, len(images), _AT_A_TIME):
+        part = images[start : start + _AT_A_TIME]
+        part[...] = np.rint(part + shift).clip(0, 255)
+    return images
+
+
+def _mean_image(images_nchw: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Float64, shape (C, H, W); few images are in memory at a time."""
+    total = np.zeros(images_nchw.shape[1:])
+    for start in range(0, len(rows), _AT_A_TIME):
+        total += images_nchw[rows[start : start + _AT_A_TIME]].sum(0, dtype=np.int64)
+    return total / len(rows)
 
 
 def trained_on(

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from counterdoor.engine import DEFAULT, Engine
-from counterdoor.labelers.base import Case, LabelerBase, trained_on
+from counterdoor.labelers.base import Case, LabelerBase, aligned, trained_on
 from counterdoor.recipe import Cosine, Recipe
 from counterdoor.training import predict_classes
 
@@ -22,12 +22,15 @@ class UD(LabelerBase):
 
     Attributes:
         recipe: how the classifier is trained.
+        align: name suspects on images moved so that their mean is that of all others, see
+            :func:`~counterdoor.labelers.base.aligned`.
     """
 
     learns_from: ClassVar[Literal["trusted", "unsuspected"]] = "unsuspected"
 
     name: Literal["ud"] = "ud"
     recipe: Recipe = Recipe(epochs=40, batch_size=64, learning_rate=0.02, schedule=Cosine())
+    align: bool = False
 
     def __call__(self, case: Case, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
         """Predictions of that classifier; see :class:`LabelerBase`.
@@ -42,4 +45,8 @@ class UD(LabelerBase):
         if not len(rows):
             raise ValueError("labeler 'ud' learns from the unsuspected, but everybody is suspected")
         net = trained_on(case, rows, self.recipe, seed=seed, engine=engine)
-        return predict_classes(net, case.images_nchw, engine=engine)
+        named = predict_classes(net, case.images_nchw, engine=engine)
+        if self.align:
+            images = aligned(case.images_nchw, suspect)
+            named[suspect] = predict_classes(net, images, engine=engine)
+        return named

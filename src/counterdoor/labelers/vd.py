@@ -9,7 +9,7 @@ from pydantic import Field
 
 from counterdoor.augment import Augment
 from counterdoor.engine import DEFAULT, Engine
-from counterdoor.labelers.base import Case, LabelerBase, trained_on
+from counterdoor.labelers.base import Case, LabelerBase, aligned, trained_on
 from counterdoor.ledger import DROPPED
 from counterdoor.recipe import Recipe, Steps
 from counterdoor.training import predict_logits
@@ -32,13 +32,17 @@ class VD(LabelerBase):
         recipe: how the classifier is trained.
         stamp_inputs: predict on stamped images, as the authors' code does.
         surest: share of the suspects that are named, those first of which the classifier is
-            surest, in (0, 1]; the others are left out of the training. 1 in the paper.
+            surest that they are of another class than they came with (by that class's
+            probability), in (0, 1]; the others are left out of the training. 1 in the paper.
+        align: name suspects on images moved so that their mean is that of all others, see
+            :func:`~counterdoor.labelers.base.aligned`; not in the paper.
     """
 
     name: Literal["vd"] = "vd"
     recipe: Recipe = PAPER_RECIPE
     stamp_inputs: bool = True
     surest: float = Field(default=1.0, gt=0, le=1)
+    align: bool = False
 
     def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
         """Raise ``ValueError`` unless there is a trusted sample of every class."""
@@ -58,9 +62,14 @@ class VD(LabelerBase):
         net = trained_on(case, rows, self.recipe, seed=seed, engine=engine)
         used = case.stamp if self.stamp_inputs else None
         logits = predict_logits(net, case.images_nchw, stamp=used, engine=engine)
-        named = logits.argmax(1).numpy()
         suspects = np.flatnonzero(case.ledger["suspect"])
-        sure = logits.softmax(1).amax(1).numpy()[suspects]
+        if self.align and len(suspects):
+            images = aligned(case.images_nchw, case.ledger["suspect"].to_numpy())
+            logits[suspects] = predict_logits(net, images, stamp=used, engine=engine)
+        named = logits.argmax(1).numpy()
+        others = logits.softmax(1).numpy()[suspects]
+        others[np.arange(len(suspects)), case.ledger["label"].to_numpy()[suspects]] = 0
+        sure = others.max(1)
         unsure = suspects[
             np.argsort(-sure, kind="stable")[math.ceil(self.surest * len(suspects)) :]
         ]
