@@ -274,6 +274,7 @@ class Case:
             "ca_target": float(classes[self.attack.labels.single_target or 0]),
             "ca_worst": float(classes.min()),
             "asr": attack_success_rate(hit, self.true, target),
+            "ba": clean_accuracy(hit, self.true),
         }
 
 
@@ -282,22 +283,24 @@ def table(records: Path) -> str:
     found = pd.DataFrame([json.loads(line) for line in records.read_text().splitlines()])
     twins = found[found["setting"] == "undefended"].set_index("seed")
     rows = [
-        "| setting | n | fall of CA, stamped | unstamped | target class | ASR | samples |",
-        "|---|---|---|---|---|---|---|",
+        "| setting | n | fall of CA, stamped | unstamped | target class | ASR | BA | samples |",
+        "|---|---|---|---|---|---|---|---|",
     ]
 
     def spread(values: pd.Series, scale: float = 100.0) -> str:
         return f"{scale * values.mean():.1f} ± {scale * values.std():.1f}"
 
     twin = f"| undefended | {len(twins)} | (CA {spread(twins['ca'])}) | | "
-    rows.append(f"{twin}({spread(twins['ca_target'])}) | {spread(twins['asr'])} | 1.00 |")
+    shown = [spread(twins["asr"]), spread(twins["ba"]) if "ba" in twins else ""]
+    rows.append(f"{twin}({spread(twins['ca_target'])}) | {' | '.join(shown)} | 1.00 |")
     for setting in [name for name in SETTINGS | NOT_TRUSTED if name in set(found["setting"])]:
         each = found[found["setting"] == setting].set_index("seed")
         falls = {name: twins["ca"] - each[name] for name in ("ca", "ca_unstamped")}
         falls["ca_target"] = twins["ca_target"] - each["ca_target"]
         cells = [spread(falls[name].dropna()) for name in ("ca", "ca_unstamped", "ca_target")]
         samples = f"{each['samples'].mean():.2f}"
-        cells = [setting, str(len(each)), *cells, spread(each["asr"]), samples]
+        benign = spread(each["ba"]) if "ba" in each else ""
+        cells = [setting, str(len(each)), *cells, spread(each["asr"]), benign, samples]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
