@@ -4,7 +4,7 @@ For each attack and seed, on CIFAR-10 in Parquet with the parameters of ``conf/c
 ingest, attack, warm-up, LGA with a fixed share of suspects, and what VD and NC call these.
 Test images are not looked at. The oracle is, to grade; nothing is chosen by it.
 
-    python benchmarks/fidelity.py --parquet FOLDER --records FILE [--labelers vd nc]
+    python benchmarks/fidelity.py --parquet FOLDER --records FILE [--labelers vd vd-aligned nc]
     python benchmarks/fidelity.py --records FILE --table
 
 ``--records`` gets a line for each attack and seed; what stands in it is not made again.
@@ -29,6 +29,8 @@ from counterdoor.pipelines.relabel.nodes import relabel
 from counterdoor.pipelines.warmup.nodes import learn_features, warm_up
 from counterdoor.stamp import Stamp
 from counterdoor.tracking import commit_tags, hardware
+
+NAMERS = {"vd": "VD", "vd-aligned": "VD, aligned", "nc": "NC"}
 
 
 def case(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
@@ -62,7 +64,10 @@ def case(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     true = oracle["true_label"].to_numpy()
     for labeler in options.labelers:
         started = time.perf_counter()
-        own = resolved_parameters("cifar10", {"labeler_name": labeler})
+        name, *how = labeler.split("-")
+        own = resolved_parameters("cifar10", {"labeler_name": name})
+        if name == "vd":
+            own["relabel"]["labeler"] |= {"surest": 1, "align": how == ["aligned"]}
         naming = p.RelabelParams.model_validate(own["relabel"])
         learning = p.FeaturesParams.model_validate(own["features"])
         features = learn_features(images, {}, learning, model, detecting, naming, seed, engine)
@@ -85,13 +90,13 @@ def table(records: Records) -> str:
     """Markdown: a row an attack and a scale, mean ± std over the seeds."""
     found = pd.DataFrame(records.all)
     rows = [
-        "| attack | images | net | n | precision at the fixed share | VD | NC |",
-        "|---|---|---|---|---|---|---|",
+        f"| attack | images | net | n | precision at the share | {' | '.join(NAMERS.values())} |",
+        f"|---|---|---|---|---|{'---|' * len(NAMERS)}",
     ]
     found["net"] = ["compact, " + "/".join(map(str, widths)) for widths in found["widths"]]
     for (name, images, net), each in found.groupby(["attack", "n_train", "net"], sort=False):
         cells = [str(name), f"{images:,}", str(net), str(len(each))]
-        for key in ("precision", "vd", "nc"):
+        for key in ("precision", *NAMERS):
             values = 100 * each.get(key, pd.Series(dtype=float)).dropna()
             spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.1f}{spread} %" if len(values) else "")
@@ -105,7 +110,7 @@ def main() -> None:
     parser.add_argument("--parquet", help="folder with CIFAR-10 in Parquet")
     parser.add_argument("--records", type=Path, required=True, help="JSON lines, added to")
     parser.add_argument("--attacks", nargs="+", default=["badnets", "blend"])
-    parser.add_argument("--labelers", nargs="+", default=["vd"], choices=["vd", "nc"])
+    parser.add_argument("--labelers", nargs="+", default=["vd"], choices=list(NAMERS))
     parser.add_argument("--images", type=int, default=50_000, help="training images")
     parser.add_argument("--widths", type=int, nargs=3, default=[64, 256, 256], help="of the net")
     parser.add_argument("--poison", type=float, default=0.1)
