@@ -109,17 +109,19 @@ SETTINGS: dict[str, Setting] = {
     ),
 }
 TWICE = {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2}
-DROP = {"drop_confirmed": True}
 SETTINGS |= {
     "… all aligned, twice": (WHITE_3, "adaptive", TWICE, {}, "vd aligned"),
-    "… all aligned, confirmed left out, twice": (
-        *(WHITE_3, "adaptive", TWICE | DROP, {}, "vd aligned"),
+    "… the surest half aligned, twice": (
+        *(WHITE_3, "adaptive", TWICE, {}, "vd surest half aligned"),
     ),
-    "… the surest half, confirmed left out, twice": (
-        *(WHITE_3, "adaptive", TWICE | DROP, {}, "vd surest half"),
+    "… the surest half aligned, once": (
+        *(WHITE_3, "adaptive", TWICE | {"stamp_repeats": 1}, {}, "vd surest half aligned"),
     ),
-    "… the surest half aligned, confirmed left out, twice": (
-        *(WHITE_3, "adaptive", TWICE | DROP, {}, "vd surest half aligned"),
+    "… the surest half aligned, twice, agreed stamps 10 %": (
+        *(WHITE_3, "adaptive", TWICE | {"agreed_stamps": 0.1}, {}, "vd surest half aligned"),
+    ),
+    "… the surest half aligned, twice, agreed stamps 20 %": (
+        *(WHITE_3, "adaptive", TWICE | {"agreed_stamps": 0.2}, {}, "vd surest half aligned"),
     ),
 }
 NAMERS: dict[str, dict[str, Any]] = {

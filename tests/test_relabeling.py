@@ -9,7 +9,7 @@ from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.relabeling import ledger_samples, make_plan, plan_samples
 
 
-def slow_plan(ledger, pseudo_labels, trusted_stamps=0, stamp_repeats=1, drop_confirmed=False):
+def slow_plan(ledger, pseudo_labels, trusted_stamps=0, stamp_repeats=1):
     """The plan but for the agreed stamps, which are drawn, and the flags of the ledger."""
     rows, stamped_flags = [], []
     for i in range(len(ledger)):
@@ -17,7 +17,7 @@ def slow_plan(ledger, pseudo_labels, trusted_stamps=0, stamp_repeats=1, drop_con
         stamped = False
         if not ledger["suspect"][i]:
             rows.append((i, given, False, "kept"))
-        elif pseudo == DROPPED or (pseudo == given and drop_confirmed):
+        elif pseudo == DROPPED:
             pass
         elif pseudo == given:
             rows.append((i, given, False, "confirmed"))
@@ -64,17 +64,13 @@ def ledger(generator):
 @pytest.mark.parametrize("stamp_repeats", [1, 2, 4])
 @pytest.mark.parametrize("trusted_stamps", [0, 1, 3])
 @pytest.mark.parametrize("lowest", [0, DROPPED])
-@pytest.mark.parametrize("drop_confirmed", [False, True])
-def test_plan_row_by_row(generator, ledger, trusted_stamps, stamp_repeats, lowest, drop_confirmed):
+def test_plan_row_by_row(generator, ledger, trusted_stamps, stamp_repeats, lowest):
     pseudo_labels = generator.integers(lowest, 4, len(ledger))
     before, labels_before = ledger.copy(deep=True), pseudo_labels.copy()
-    options = {
-        "trusted_stamps": trusted_stamps,
-        "stamp_repeats": stamp_repeats,
-        "drop_confirmed": drop_confirmed,
-    }
-    relabeled = make_plan(ledger, pseudo_labels, **options)
-    rows, stamped = slow_plan(ledger, pseudo_labels, **options)
+    relabeled = make_plan(
+        ledger, pseudo_labels, trusted_stamps=trusted_stamps, stamp_repeats=stamp_repeats
+    )
+    rows, stamped = slow_plan(ledger, pseudo_labels, trusted_stamps, stamp_repeats)
     assert list(relabeled.plan) == ["sample_id", "label", "stamped", "role"]
     assert list(relabeled.plan.itertuples(index=False, name=None)) == rows
     assert relabeled.plan.index.tolist() == list(range(len(rows)))

@@ -119,8 +119,6 @@ class RelabelParams(Config):
             it came with; in [0, 1]; 0 in the paper's setting. Needs no trusted images.
         stamp_repeats: how often a stamped suspect occurs in the training; 1 in the
             paper's setting.
-        drop_confirmed: whether suspects whose pseudo-label equals their label are left out of
-            the training; the paper keeps them, unstamped.
     """
 
     labeler: Labeler
@@ -128,7 +126,6 @@ class RelabelParams(Config):
     agreed_stamps: float = Field(default=0.0, ge=0, le=1)
     calm_stamps: float = Field(default=0.0, ge=0, le=1)
     stamp_repeats: int = Field(default=1, ge=1)
-    drop_confirmed: bool = False
 
 
 class TrainParams(Config):

@@ -37,7 +37,6 @@ def make_plan(
     agreed_stamps: float = 0.0,
     calm_stamps: float = 0.0,
     stamp_repeats: int = 1,
-    drop_confirmed: bool = False,
     seed: int = 0,
 ) -> Relabeled:
     """Relabel every suspect, and stamp those whose label changed.
@@ -62,8 +61,6 @@ def make_plan(
             suspicious ones by ``score``, of which a stamped copy is added with the label
             they came with; in [0, 1]; without effect where no suspect is stamped.
         stamp_repeats: how often a stamped suspect occurs.
-        drop_confirmed: leave out the suspects whose pseudo-label equals their label: poisoned,
-            they teach the trigger, whether named wrongly or of the target class themselves.
         seed: the run's seed; draws the samples of ``agreed_stamps``.
 
     Raises:
@@ -74,8 +71,6 @@ def make_plan(
     suspect = ledger["suspect"].to_numpy()
     given = ledger["label"].to_numpy()
     dropped = suspect & (pseudo_labels == DROPPED)
-    if drop_confirmed:
-        dropped |= suspect & (pseudo_labels == given)
     stamped = suspect & ~dropped & (pseudo_labels != given)
     relabeled = ledger.assign(pseudo_label=pseudo_labels, stamped=stamped)
     plan = pd.DataFrame(

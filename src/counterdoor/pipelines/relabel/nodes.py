@@ -74,7 +74,6 @@ def relabel(
         agreed_stamps=params.agreed_stamps,
         calm_stamps=params.calm_stamps,
         stamp_repeats=params.stamp_repeats,
-        drop_confirmed=params.drop_confirmed,
         seed=seed,
     )
     return {"ledger": relabeled.ledger, "plan": relabeled.plan}
