@@ -114,6 +114,12 @@ SETTINGS |= {
     "… the surest half aligned, twice": (
         *(WHITE_3, "adaptive", TWICE, {}, "vd surest half aligned"),
     ),
+    "… the surest half, balanced, twice": (
+        *(WHITE_3, "adaptive", TWICE | {"balanced_stamps": True}, {}, "vd surest half"),
+    ),
+    "… the surest half aligned, balanced, twice": (
+        *(WHITE_3, "adaptive", TWICE | {"balanced_stamps": True}, {}, "vd surest half aligned"),
+    ),
     "… the surest half aligned, once": (
         *(WHITE_3, "adaptive", TWICE | {"stamp_repeats": 1}, {}, "vd surest half aligned"),
     ),

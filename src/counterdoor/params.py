@@ -119,6 +119,8 @@ class RelabelParams(Config):
             it came with; in [0, 1]; 0 in the paper's setting. Needs no trusted images.
         stamp_repeats: how often a stamped suspect occurs in the training; 1 in the
             paper's setting.
+        balanced_stamps: whether stamped copies of agreed samples join the classes that are rarer
+            among the stamped samples than in the data; not in the paper.
     """
 
     labeler: Labeler
@@ -126,6 +128,7 @@ class RelabelParams(Config):
     agreed_stamps: float = Field(default=0.0, ge=0, le=1)
     calm_stamps: float = Field(default=0.0, ge=0, le=1)
     stamp_repeats: int = Field(default=1, ge=1)
+    balanced_stamps: bool = False
 
 
 class TrainParams(Config):

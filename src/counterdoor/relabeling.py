@@ -1,5 +1,6 @@
 """From suspects and pseudo-labels to the plan that the defended training follows."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +38,7 @@ def make_plan(
     agreed_stamps: float = 0.0,
     calm_stamps: float = 0.0,
     stamp_repeats: int = 1,
+    balanced_stamps: bool = False,
     seed: int = 0,
 ) -> Relabeled:
     """Relabel every suspect, and stamp those whose label changed.
@@ -61,7 +63,10 @@ def make_plan(
             suspicious ones by ``score``, of which a stamped copy is added with the label
             they came with; in [0, 1]; without effect where no suspect is stamped.
         stamp_repeats: how often a stamped suspect occurs.
-        seed: the run's seed; draws the samples of ``agreed_stamps``.
+        balanced_stamps: stamped copies of more agreed samples are added to the classes that are
+            rarer among the stamped samples than in the ledger, as many as they lack or have, so
+            that the stamp says less about the class; without effect where no suspect is stamped.
+        seed: the run's seed; draws the agreed samples.
 
     Raises:
         ValueError: if nothing is left to train on.
@@ -88,19 +93,34 @@ def make_plan(
         agreed = np.flatnonzero(free & (pseudo_labels == given))
         generator = numpy_generator(seed, "relabel/agreed")
         drawn = agreed[stratified_rows(given[agreed], agreed_stamps, generator)]
-        plan = pd.concat(
-            [
-                plan,
-                *[plan[plan["stamped"]]] * (stamp_repeats - 1),
-                *[trusted] * trusted_stamps,
-                again.iloc[drawn].assign(role="agreed_stamp"),
-                again.iloc[_calmest(ledger, free, calm_stamps)].assign(role="calm_stamp"),
-            ],
-            ignore_index=True,
-        )
+        parts = [
+            plan,
+            *[plan[plan["stamped"]]] * (stamp_repeats - 1),
+            *[trusted] * trusted_stamps,
+            again.iloc[drawn].assign(role="agreed_stamp"),
+            again.iloc[_calmest(ledger, free, calm_stamps)].assign(role="calm_stamp"),
+        ]
+        if balanced_stamps:
+            stamps = pd.concat(part[part["stamped"]] for part in parts)
+            left = np.setdiff1d(agreed, drawn)
+            more = _rarest(stamps["label"].to_numpy(), given, left, generator)
+            parts.append(again.iloc[more].assign(role="agreed_stamp"))
+        plan = pd.concat(parts, ignore_index=True)
     if not len(plan):
         raise ValueError("every sample is a suspect and dropped: nothing is left to train on")
     return Relabeled(relabeled, plan.reset_index(drop=True))
+
+
+def _rarest(
+    stamped_labels: np.ndarray, given: np.ndarray, rows: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """So many of the rows of each class as it lacks in stamped labels to have its share of them."""
+    chosen = []
+    for label in np.unique(given):
+        wanted = len(stamped_labels) * (given == label).mean()
+        missing = max(0, math.ceil(wanted - (stamped_labels == label).sum()))
+        chosen.append(generator.permutation(rows[given[rows] == label])[:missing])
+    return np.sort(np.concatenate(chosen))
 
 
 def _calmest(ledger: pd.DataFrame, free: np.ndarray, share: float) -> np.ndarray:

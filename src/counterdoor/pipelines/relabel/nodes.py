@@ -74,6 +74,7 @@ def relabel(
         agreed_stamps=params.agreed_stamps,
         calm_stamps=params.calm_stamps,
         stamp_repeats=params.stamp_repeats,
+        balanced_stamps=params.balanced_stamps,
         seed=seed,
     )
     return {"ledger": relabeled.ledger, "plan": relabeled.plan}
