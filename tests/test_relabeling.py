@@ -1,5 +1,7 @@
 """The plan of the defended training against a loop over samples."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -176,6 +178,41 @@ def test_agreed_stamps_class_by_class(generator, ledger, share, seed):
         assert sum(ledger["label"][i] == label for i in drawn) == round(share * len(rows))
     if share == 1.0:
         assert drawn == sorted(i for rows in allowed.values() for i in rows)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("trusted_stamps", [0, 2])
+def test_balanced_stamps_class_by_class(generator, share, trusted_stamps):
+    """Every class gets what it lacks in stamped samples, or all that agree if these are fewer."""
+    n = 300
+    suspect, trusted = generator.random(n) < 0.3, generator.random(n) < 0.1
+    labels = np.where(suspect, 0, generator.integers(0, 4, n))
+    ledger = new_ledger(labels, trusted & ~suspect).assign(suspect=suspect)
+    pseudo_labels = np.where(generator.random(n) < 0.4, labels, generator.integers(1, 4, n))
+    options = {"agreed_stamps": share, "trusted_stamps": trusted_stamps, "stamp_repeats": 2}
+    usual = make_plan(ledger, pseudo_labels, **options).plan
+    plan = make_plan(ledger, pseudo_labels, balanced_stamps=True, **options).plan
+    pd.testing.assert_frame_equal(plan[: len(usual)], usual)
+    added = plan[len(usual) :]
+    assert len(added)
+    assert added["stamped"].all()
+    assert set(added["role"]) == {"agreed_stamp"}
+    assert added["sample_id"].is_unique
+    before = set(usual.loc[usual["role"] == "agreed_stamp", "sample_id"])
+    free = may_agree(ledger, pseudo_labels)
+    stamped = usual.loc[usual["stamped"], "label"].tolist()
+    for label in range(4):
+        own = added.loc[added["label"] == label, "sample_id"].tolist()
+        left = set(free.get(label, [])) - before
+        assert set(own) <= left
+        lacks = sum(labels == label) / n * len(stamped) - stamped.count(label)
+        assert len(own) == min(max(0, math.ceil(lacks)), len(left))
+
+
+def test_balanced_stamps_change_nothing_where_no_class_lacks_any(ledger):
+    agree = ledger["label"].to_numpy()
+    plan = make_plan(ledger, agree, balanced_stamps=True).plan
+    pd.testing.assert_frame_equal(plan, make_plan(ledger, agree).plan)
 
 
 def test_agreed_stamps_are_drawn_by_the_seed():

@@ -39,6 +39,7 @@ def run(case, seed=0, stamp=None, **settings):
         {"trusted_stamps": 2},
         {"agreed_stamps": 0.5},
         {"stamp_repeats": 3, "agreed_stamps": 1.0},
+        {"balanced_stamps": True},
     ],
 )
 def test_the_plan_is_made_from_the_labelers_word_with_these_settings(case, settings):
