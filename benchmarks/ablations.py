@@ -289,26 +289,28 @@ class Case:
 def table(records: Path) -> str:
     """Markdown: mean ± std over seeds, a row a setting; CA is told as the fall from the twin's."""
     found = pd.DataFrame([json.loads(line) for line in records.read_text().splitlines()])
+    found = found if "ba" in found else found.assign(ba=float("nan"))
     twins = found[found["setting"] == "undefended"].set_index("seed")
     rows = [
         "| setting | n | fall of CA, stamped | unstamped | target class | ASR | BA | samples |",
         "|---|---|---|---|---|---|---|---|",
     ]
 
-    def spread(values: pd.Series, scale: float = 100.0) -> str:
-        return f"{scale * values.mean():.1f} ± {scale * values.std():.1f}"
+    def spread(values: pd.Series) -> str:
+        known = 100 * values.dropna()
+        deviation = f" ± {known.std():.1f}" if len(known) > 1 else ""
+        return f"{known.mean():.1f}{deviation}" if len(known) else ""
 
     twin = f"| undefended | {len(twins)} | (CA {spread(twins['ca'])}) | | "
-    shown = [spread(twins["asr"]), spread(twins["ba"]) if "ba" in twins else ""]
+    shown = [spread(twins[name]) for name in ("asr", "ba")]
     rows.append(f"{twin}({spread(twins['ca_target'])}) | {' | '.join(shown)} | 1.00 |")
     for setting in [name for name in SETTINGS | NOT_TRUSTED if name in set(found["setting"])]:
         each = found[found["setting"] == setting].set_index("seed")
         falls = {name: twins["ca"] - each[name] for name in ("ca", "ca_unstamped")}
         falls["ca_target"] = twins["ca_target"] - each["ca_target"]
-        cells = [spread(falls[name].dropna()) for name in ("ca", "ca_unstamped", "ca_target")]
+        cells = [spread(falls[name]) for name in ("ca", "ca_unstamped", "ca_target")]
         samples = f"{each['samples'].mean():.2f}"
-        benign = spread(each["ba"]) if "ba" in each else ""
-        cells = [setting, str(len(each)), *cells, spread(each["asr"]), benign, samples]
+        cells = [setting, str(len(each)), *cells, spread(each["asr"]), spread(each["ba"]), samples]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
