@@ -180,16 +180,16 @@ def test_agreed_stamps_class_by_class(generator, ledger, share, seed):
         assert drawn == sorted(i for rows in allowed.values() for i in rows)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("agreed_stamps", [0.0, 0.3])
 @pytest.mark.parametrize("trusted_stamps", [0, 2])
-def test_balanced_stamps_class_by_class(generator, share, trusted_stamps):
+def test_balanced_stamps_class_by_class(generator, agreed_stamps, trusted_stamps):
     """Every class gets what it lacks in stamped samples, or all that agree if these are fewer."""
     n = 300
     suspect, trusted = generator.random(n) < 0.3, generator.random(n) < 0.1
     labels = np.where(suspect, 0, generator.integers(0, 4, n))
     ledger = new_ledger(labels, trusted & ~suspect).assign(suspect=suspect)
     pseudo_labels = np.where(generator.random(n) < 0.4, labels, generator.integers(1, 4, n))
-    options = {"agreed_stamps": share, "trusted_stamps": trusted_stamps, "stamp_repeats": 2}
+    options = {"agreed_stamps": agreed_stamps, "trusted_stamps": trusted_stamps, "stamp_repeats": 2}
     usual = make_plan(ledger, pseudo_labels, **options).plan
     plan = make_plan(ledger, pseudo_labels, balanced_stamps=True, **options).plan
     pd.testing.assert_frame_equal(plan[: len(usual)], usual)
@@ -205,7 +205,8 @@ def test_balanced_stamps_class_by_class(generator, share, trusted_stamps):
         own = added.loc[added["label"] == label, "sample_id"].tolist()
         left = set(free.get(label, [])) - before
         assert set(own) <= left
-        lacks = sum(labels == label) / n * len(stamped) - stamped.count(label)
+        share = len(free.get(label, [])) / sum(len(rows) for rows in free.values())
+        lacks = share * len(stamped) - stamped.count(label)
         assert len(own) == min(max(0, math.ceil(lacks)), len(left))
 
 

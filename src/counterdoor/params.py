@@ -120,7 +120,7 @@ class RelabelParams(Config):
         stamp_repeats: how often a stamped suspect occurs in the training; 1 in the
             paper's setting.
         balanced_stamps: whether stamped copies of agreed samples join the classes that are rarer
-            among the stamped samples than in the data; not in the paper.
+            among the stamped samples than among all that agree; not in the paper.
     """
 
     labeler: Labeler

@@ -64,8 +64,9 @@ def make_plan(
             they came with; in [0, 1]; without effect where no suspect is stamped.
         stamp_repeats: how often a stamped suspect occurs.
         balanced_stamps: stamped copies of more agreed samples are added to the classes that are
-            rarer among the stamped samples than in the ledger, as many as they lack or have, so
-            that the stamp says less about the class; without effect where no suspect is stamped.
+            rarer among the stamped samples than among the agreed ones, as many as they lack or
+            have, so that the stamp says less about the class; without effect where no suspect is
+            stamped.
         seed: the run's seed; draws the agreed samples.
 
     Raises:
@@ -102,8 +103,7 @@ def make_plan(
         ]
         if balanced_stamps:
             stamps = pd.concat(part[part["stamped"]] for part in parts)
-            left = np.setdiff1d(agreed, drawn)
-            more = _rarest(stamps["label"].to_numpy(), given, left, generator)
+            more = _rarest(stamps["label"].to_numpy(), given, agreed, drawn, seed)
             parts.append(again.iloc[more].assign(role="agreed_stamp"))
         plan = pd.concat(parts, ignore_index=True)
     if not len(plan):
@@ -112,15 +112,20 @@ def make_plan(
 
 
 def _rarest(
-    stamped_labels: np.ndarray, given: np.ndarray, rows: np.ndarray, generator: np.random.Generator
+    stamped_labels: np.ndarray, given: np.ndarray, agreed: np.ndarray, drawn: np.ndarray, seed: int
 ) -> np.ndarray:
-    """So many of the rows of each class as it lacks in stamped labels to have its share of them."""
+    """Of the agreed rows not drawn yet, what each class lacks to have its share of the stamped.
+
+    Its share is that of the agreed rows: of all labels, the attacker's are among them.
+    """
+    generator = numpy_generator(seed, "relabel/balanced")
+    left = np.setdiff1d(agreed, drawn)
     chosen = []
-    for label in np.unique(given):
-        wanted = len(stamped_labels) * (given == label).mean()
+    for label in np.unique(given[agreed]):
+        wanted = len(stamped_labels) * (given[agreed] == label).mean()
         missing = max(0, math.ceil(wanted - (stamped_labels == label).sum()))
-        chosen.append(generator.permutation(rows[given[rows] == label])[:missing])
-    return np.sort(np.concatenate(chosen))
+        chosen.append(generator.permutation(left[given[left] == label])[:missing])
+    return np.sort(np.concatenate(chosen)) if chosen else left
 
 
 def _calmest(ledger: pd.DataFrame, free: np.ndarray, share: float) -> np.ndarray:
