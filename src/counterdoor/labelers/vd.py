@@ -88,5 +88,5 @@ class VD(LabelerBase):
         suspect = case.ledger["suspect"].to_numpy()
         if self.align and suspect.any():
             images = aligned(case.images_nchw, suspect)
-            logits[suspect] = predict_logits(net, images, stamp=used, engine=engine)
+            logits[np.flatnonzero(suspect)] = predict_logits(net, images, stamp=used, engine=engine)
         return logits.argmax(1).numpy(), logits
