@@ -108,7 +108,6 @@ SETTINGS: dict[str, Setting] = {
         "vd surest three quarters",
     ),
 }
-SECOND = resolved_parameters("cifar10")["train"]["recipe"] | {"epochs": 4}
 TWICE = {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2}
 SETTINGS |= {
     "… all aligned, twice": (WHITE_3, "adaptive", TWICE, {}, "vd aligned"),
@@ -120,20 +119,6 @@ SETTINGS |= {
     ),
     "… the surest half aligned, balanced, twice": (
         *(WHITE_3, "adaptive", TWICE | {"balanced_stamps": True}, {}, "vd surest half aligned"),
-    ),
-    "… all named by the second net, aligned, balanced, once": (
-        WHITE_3,
-        "adaptive",
-        TWICE | {"balanced_stamps": True, "stamp_repeats": 1},
-        {},
-        "vd second aligned",
-    ),
-    "… the surest half by the second net, aligned, balanced, twice": (
-        WHITE_3,
-        "adaptive",
-        TWICE | {"balanced_stamps": True},
-        {},
-        "vd second surest half aligned",
     ),
     "… the surest half aligned, once": (
         *(WHITE_3, "adaptive", TWICE | {"stamp_repeats": 1}, {}, "vd surest half aligned"),
@@ -150,8 +135,6 @@ NAMERS: dict[str, dict[str, Any]] = {
     "vd surest three quarters": {"surest": 0.75},
     "vd aligned": {"surest": 1, "align": True},
     "vd surest half aligned": {"surest": 0.5, "align": True},
-    "vd second aligned": {"surest": 1, "align": True, "again": SECOND},
-    "vd second surest half aligned": {"surest": 0.5, "align": True, "again": SECOND},
     "ud aligned": {"align": True},
 }
 

@@ -145,30 +145,6 @@ def test_aligning_changes_nothing_where_nobody_is_suspected(digits, ledger, labe
     np.testing.assert_array_equal(label(aligning, digits, nobody), usual)
 
 
-def test_vds_second_net_learns_what_the_first_agrees_with(digits):
-    """And no suspect, nor whoever the first one contradicts; what it says counts."""
-    n = len(digits.labels)
-    wrong = np.arange(n) % 7 == 0
-    labels = np.where(wrong, (digits.labels + 1) % 10, digits.labels)
-    suspect = np.arange(n) % 7 < 2
-    trusted = (np.arange(n) % 4 == 0) & ~suspect
-    ledger = new_ledger(labels, trusted).assign(suspect=suspect)
-    first = VD(recipe=QUICK, stamp_inputs=False)
-    said = label(first, digits, ledger)
-    second = Recipe(epochs=3, batch_size=20, learning_rate=0.02)
-    rows = np.array(
-        [i for i in range(n) if trusted[i] or (not suspect[i] and said[i] == labels[i])]
-    )
-    assert len(rows) > 1.5 * trusted.sum()
-    net = build_net(MODEL, np.array(digits.images_nchw[rows]), 10, seed=0, stream="relabel/init")
-    samples = Samples(digits.images_nchw, rows, labels[rows])
-    net.load_state_dict(fit(net, samples, second, seed=0, stream="relabel").state)
-    expected = predict_classes(net, digits.images_nchw)
-    found = label(first.model_copy(update={"again": second}), digits, ledger)
-    np.testing.assert_array_equal(found, expected)
-    assert not np.array_equal(found, said)
-
-
 def test_vd_stamps_its_inputs_only_when_asked(digits, ledger):
     """Under a stamp as large as the image all images are alike."""
     recipe, stamp = Recipe(epochs=2, learning_rate=0.02), Stamp(size=28, colour="white")

@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from torch import Tensor
 
 from counterdoor.augment import Augment
 from counterdoor.engine import DEFAULT, Engine
@@ -37,9 +36,6 @@ class VD(LabelerBase):
             probability), in (0, 1]; the others are left out of the training. 1 in the paper.
         align: name suspects on images moved so that their mean is that of all others, see
             :func:`~counterdoor.labelers.base.aligned`; not in the paper.
-        again: how a second classifier is trained that names in place of the first: on the
-            trusted samples, and on all unsuspected ones whose label the first agrees with; not
-            in the paper. What both call the same is hardly ever wrong, and is many more.
     """
 
     name: Literal["vd"] = "vd"
@@ -47,7 +43,6 @@ class VD(LabelerBase):
     stamp_inputs: bool = True
     surest: float = Field(default=1.0, gt=0, le=1)
     align: bool = False
-    again: Recipe | None = None
 
     def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
         """Raise ``ValueError`` unless there is a trusted sample of every class."""
@@ -63,30 +58,20 @@ class VD(LabelerBase):
     def __call__(self, case: Case, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
         """Predictions of the verified-data classifier; see :class:`LabelerBase`."""
         self.check(case.ledger, case.num_classes)
-        trusted, suspect = (case.ledger[name].to_numpy() for name in ("trusted", "suspect"))
-        given, suspects = case.ledger["label"].to_numpy(), np.flatnonzero(suspect)
-        named, logits = self._named(case, trusted, self.recipe, seed=seed, engine=engine)
-        if self.again is not None:
-            agreed = trusted | (~suspect & (named == given))
-            named, logits = self._named(case, agreed, self.again, seed=seed, engine=engine)
+        rows = np.flatnonzero(case.ledger["trusted"])
+        net = trained_on(case, rows, self.recipe, seed=seed, engine=engine)
+        used = case.stamp if self.stamp_inputs else None
+        logits = predict_logits(net, case.images_nchw, stamp=used, engine=engine)
+        suspects = np.flatnonzero(case.ledger["suspect"])
+        if self.align and len(suspects):
+            images = aligned(case.images_nchw, case.ledger["suspect"].to_numpy())
+            logits[suspects] = predict_logits(net, images, stamp=used, engine=engine)
+        named = logits.argmax(1).numpy()
         others = logits[suspects].softmax(1).numpy()
-        others[np.arange(len(suspects)), given[suspects]] = 0
+        others[np.arange(len(suspects)), case.ledger["label"].to_numpy()[suspects]] = 0
         sure = others.max(1)
         unsure = suspects[
             np.argsort(-sure, kind="stable")[math.ceil(self.surest * len(suspects)) :]
         ]
         named[unsure] = DROPPED
         return named
-
-    def _named(
-        self, case: Case, known: np.ndarray, recipe: Recipe, *, seed: int, engine: Engine
-    ) -> tuple[np.ndarray, Tensor]:
-        """Classes and logits of all samples by a classifier that has learnt from some."""
-        net = trained_on(case, np.flatnonzero(known), recipe, seed=seed, engine=engine)
-        used = case.stamp if self.stamp_inputs else None
-        logits = predict_logits(net, case.images_nchw, stamp=used, engine=engine)
-        suspect = case.ledger["suspect"].to_numpy()
-        if self.align and suspect.any():
-            images = aligned(case.images_nchw, suspect)
-            logits[np.flatnonzero(suspect)] = predict_logits(net, images, stamp=used, engine=engine)
-        return logits.argmax(1).numpy(), logits
