@@ -49,14 +49,15 @@ def broken_artifacts(folder: Path) -> list[str]:
     """Names of artifacts that do not load, and of files that were left half-written."""
     code = (
         "from pathlib import Path\n"
+        "from kedro.framework.project import pipelines\n"
         "from kedro.framework.session import KedroSession\n"
         "from kedro.framework.startup import bootstrap_project\n"
         "bootstrap_project(Path.cwd())\n"
         "catalog = KedroSession.create(Path.cwd()).load_context().catalog\n"
-        "for name in catalog.filter():\n"
-        "    if 'param' not in name:\n"
-        "        try: catalog.load(name)\n"
-        "        except Exception: print('BROKEN', name)\n"
+        "made = pipelines['__default__'].all_outputs()\n"
+        "for name in sorted(made & set(catalog.filter())):\n"
+        "    try: catalog.load(name)\n"
+        "    except Exception: print('BROKEN', name)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
