@@ -47,6 +47,8 @@ PAPER_STAMP = {"size": 2, "colour": "mean"}
 WHITE_2 = {"size": 2, "colour": "white"}
 WHITE_3 = {"size": 3, "colour": "white"}
 
+TWICE = {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2}
+
 # name: (stamp, suspect ratio, options of make_plan, changes of the recipe, who names suspects)
 Setting = tuple[dict[str, Any], float | str, dict[str, Any], dict[str, Any], str]
 SETTINGS: dict[str, Setting] = {
@@ -72,7 +74,7 @@ SETTINGS: dict[str, Setting] = {
     "white 3x3, trusted stamps, agreed stamps 2 %, suspects twice": (
         WHITE_3,
         0.05,
-        {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2},
+        TWICE,
         {},
         "vd",
     ),
@@ -86,33 +88,20 @@ SETTINGS: dict[str, Setting] = {
     "white 3x3, trusted stamps, agreed stamps 2 %, suspects twice, as many as stand out": (
         WHITE_3,
         "adaptive",
-        {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2},
+        TWICE,
         {},
         "vd",
     ),
     "… suspects once": (
         *(WHITE_3, "adaptive", {"trusted_stamps": 1, "agreed_stamps": 0.02}, {}, "vd"),
     ),
-    "… the surest half alone, twice": (
-        WHITE_3,
-        "adaptive",
-        {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2},
-        {},
-        "vd surest half",
-    ),
+    "… the surest half alone, twice": (WHITE_3, "adaptive", TWICE, {}, "vd surest half"),
     "… the surest three quarters, twice": (
         WHITE_3,
         "adaptive",
-        {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2},
+        TWICE,
         {},
         "vd surest three quarters",
-    ),
-}
-TWICE = {"trusted_stamps": 1, "agreed_stamps": 0.02, "stamp_repeats": 2}
-SETTINGS |= {
-    "… all aligned, twice": (WHITE_3, "adaptive", TWICE, {}, "vd aligned"),
-    "… the surest half aligned, twice": (
-        *(WHITE_3, "adaptive", TWICE, {}, "vd surest half aligned"),
     ),
     "… the surest half, balanced, twice": (
         *(WHITE_3, "adaptive", TWICE | {"balanced_stamps": True}, {}, "vd surest half"),
@@ -126,14 +115,10 @@ SETTINGS |= {
     "… the surest half aligned, twice, agreed stamps 10 %": (
         *(WHITE_3, "adaptive", TWICE | {"agreed_stamps": 0.1}, {}, "vd surest half aligned"),
     ),
-    "… the surest half aligned, twice, agreed stamps 20 %": (
-        *(WHITE_3, "adaptive", TWICE | {"agreed_stamps": 0.2}, {}, "vd surest half aligned"),
-    ),
 }
 NAMERS: dict[str, dict[str, Any]] = {
     "vd surest half": {"surest": 0.5},
     "vd surest three quarters": {"surest": 0.75},
-    "vd aligned": {"surest": 1, "align": True},
     "vd surest half aligned": {"surest": 0.5, "align": True},
     "ud aligned": {"align": True},
 }

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from counterdoor.component import Component
 from counterdoor.engine import DEFAULT, Engine
@@ -13,7 +14,7 @@ from counterdoor.feed import Samples
 from counterdoor.models import NormalisedNet, build_net
 from counterdoor.recipe import Recipe
 from counterdoor.stamp import Stamp
-from counterdoor.training import fit
+from counterdoor.training import fit, predict_logits
 
 _AT_A_TIME = 1000
 
@@ -126,3 +127,23 @@ def trained_on(
     samples = Samples(images, rows, labels[rows])
     net.load_state_dict(fit(net, samples, recipe, seed=seed, stream="relabel", engine=engine).state)
     return net
+
+
+def logits_of_all(
+    net: NormalisedNet, case: Case, *, align: bool, stamp: Stamp | None = None, engine: Engine
+) -> Tensor:
+    """Logits of every sample, float32, shape (N, num_classes).
+
+    Args:
+        net: a trained net.
+        case: the samples.
+        align: look at suspects as :func:`aligned` moves them.
+        stamp: written on every image if given.
+        engine: what to run on.
+    """
+    logits = predict_logits(net, case.images_nchw, stamp=stamp, engine=engine)
+    suspect = case.ledger["suspect"].to_numpy()
+    if align and suspect.any():
+        images = aligned(case.images_nchw, suspect)
+        logits[np.flatnonzero(suspect)] = predict_logits(net, images, stamp=stamp, engine=engine)
+    return logits

@@ -5,9 +5,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from counterdoor.engine import DEFAULT, Engine
-from counterdoor.labelers.base import Case, LabelerBase, aligned, trained_on
+from counterdoor.labelers.base import Case, LabelerBase, logits_of_all, trained_on
 from counterdoor.recipe import Cosine, Recipe
-from counterdoor.training import predict_classes
 
 
 class UD(LabelerBase):
@@ -45,8 +44,4 @@ class UD(LabelerBase):
         if not len(rows):
             raise ValueError("labeler 'ud' learns from the unsuspected, but everybody is suspected")
         net = trained_on(case, rows, self.recipe, seed=seed, engine=engine)
-        named = predict_classes(net, case.images_nchw, engine=engine)
-        if self.align:
-            images = aligned(case.images_nchw, suspect)
-            named[suspect] = predict_classes(net, images, engine=engine)
-        return named
+        return logits_of_all(net, case, align=self.align, engine=engine).argmax(1).numpy()

@@ -9,10 +9,9 @@ from pydantic import Field
 
 from counterdoor.augment import Augment
 from counterdoor.engine import DEFAULT, Engine
-from counterdoor.labelers.base import Case, LabelerBase, aligned, trained_on
+from counterdoor.labelers.base import Case, LabelerBase, logits_of_all, trained_on
 from counterdoor.ledger import DROPPED
 from counterdoor.recipe import Recipe, Steps
-from counterdoor.training import predict_logits
 
 PAPER_RECIPE = Recipe(
     epochs=100,
@@ -61,11 +60,8 @@ class VD(LabelerBase):
         rows = np.flatnonzero(case.ledger["trusted"])
         net = trained_on(case, rows, self.recipe, seed=seed, engine=engine)
         used = case.stamp if self.stamp_inputs else None
-        logits = predict_logits(net, case.images_nchw, stamp=used, engine=engine)
+        logits = logits_of_all(net, case, align=self.align, stamp=used, engine=engine)
         suspects = np.flatnonzero(case.ledger["suspect"])
-        if self.align and len(suspects):
-            images = aligned(case.images_nchw, case.ledger["suspect"].to_numpy())
-            logits[suspects] = predict_logits(net, images, stamp=used, engine=engine)
         named = logits.argmax(1).numpy()
         others = logits[suspects].softmax(1).numpy()
         others[np.arange(len(suspects)), case.ledger["label"].to_numpy()[suspects]] = 0
