@@ -46,6 +46,12 @@ def test_records_that_differ_by_the_seed_are_one_strength():
     assert found.setting == "noise, 1,200 training and 100 test images, compact, 7 epochs"
 
 
+def test_a_setting_says_what_of_the_net_was_chosen():
+    model = {"name": "compact", "widths": [8, 16, 32], "whiten": False}
+    (found,) = pages.strengths([record(0, model=model)])
+    assert ", compact 8-16-32 without whitening, 7 epochs" in found.setting
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -439,15 +439,24 @@ def test_the_attacks_page_lies_beside_its_pictures(tmp_path, parquet_writer, noi
     images = noise(40, 3, 24, 24)
     parquet_writer(tmp_path / "train.parquet", images, [i % 4 for i in range(40)])
     out = tmp_path / "docs" / "attacks.md"
-    text = call("attacks-page", "--images", str(tmp_path), "--out", str(out), "--limit", "40")
+    arguments = ["--images", str(tmp_path), "--out", str(out), "--limit", "40"]
+    measured = {"data": "noise", "n_train": 40, "n_test": 4, "model": {"name": "compact"}}
+    measured |= {"recipe": {"epochs": 1}, "ca_clean": 0.5, "ca": 0.5, "asr": 1.0, "seed": 0}
+    measured |= {"hardware": "a machine", "commit": "0123abcd"}
+    for name in ("badnets", "wanet"):  # records of two places on one page
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text(json.dumps(measured | {"attack": {"name": name}}) + "\n")
+        arguments += ["--records", str(file)]
+    text = call("attacks-page", *arguments)
     names = [part["name"] for part in catalogue()["attacks"] if part["name"] != "none"]
-    assert f"{len(names)} attacks, 0 measurements" in text
+    assert f"{len(names)} attacks, 2 measurements" in text
     page = out.read_text(encoding="utf-8")
     assert str(tmp_path) not in page
+    assert "--limit 40 --records badnets.jsonl --records wanet.jsonl" in page
     for name in names:
         assert f"](attacks/{name}.png)" in page
         assert (out.parent / "attacks" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert page.count("Strength: not measured.") == len(names)
+    assert page.count("Strength: not measured.") == len(names) - 2
 
 
 def test_the_attacks_page_refuses_an_unknown_source_and_a_damaged_record(tmp_path):

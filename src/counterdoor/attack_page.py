@@ -110,6 +110,8 @@ def _strength(by_seed: Mapping[int, Mapping[str, Any]]) -> Strength:
     records = [by_seed[seed] for seed in seeds]
     first = records[0]
     net = first["model"]["name"]
+    if widths := first["model"].get("widths"):
+        net += " " + "-".join(map(str, widths))
     if first["model"].get("whiten") is False:
         net += " without whitening"
     setting = (

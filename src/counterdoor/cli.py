@@ -198,8 +198,12 @@ def _newest_hardened() -> Path:
 )
 @click.option(
     "--records",
+    multiple=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What benchmarks/attack_strength.py has written; without it nothing counts as measured.",
+    help=(
+        "What benchmarks/attack_strength.py has written; may be given several times. Without it "
+        "nothing counts as measured."
+    ),
 )
 @click.option(
     "--out",
@@ -216,13 +220,13 @@ def _newest_hardened() -> Path:
     help="Images read; attacks that need a net of their own train it on them.",
 )
 @readable
-def attacks_page(where: str, records: Path | None, out: Path, limit: int) -> None:
+def attacks_page(where: str, records: tuple[Path, ...], out: Path, limit: int) -> None:
     """Write the catalogue of attacks: pictures, parameters, sources, measured strength."""
     from counterdoor import attack_page as pages
     from counterdoor.attacks import Attack, NoAttack
     from counterdoor.component import members
 
-    measured = pages.strengths(pages.read_records(records)) if records else []
+    measured = pages.strengths(each for file in records for each in pages.read_records(file))
     images, labels, names = _some_images(where, limit)
     folder = out.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,8 +239,8 @@ def attacks_page(where: str, records: Path | None, out: Path, limit: int) -> Non
         pictures[kind.component_name()] = f"{folder.name}/{file.name}"
     source = where if not Path(where).exists() else "<folder of Parquet files>"
     command = f"kedro attacks-page --images {source} --limit {limit}"
-    if records:  # no place of this machine alone
-        command += f" --records {records.name if records.is_absolute() else records}"
+    for file in records:  # no place of this machine alone
+        command += f" --records {file.name if file.is_absolute() else file}"
     out.write_text(
         pages.page(attacks, measured, command=command, pictures=pictures), encoding="utf-8"
     )
