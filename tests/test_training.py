@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from counterdoor import training
 from counterdoor.augment import Augment
 from counterdoor.checkpoint import checkpoints_in
 from counterdoor.engine import Engine
@@ -559,6 +560,23 @@ def test_two_processes_give_the_result_of_one(loss, digits, tmp_path, caplog):
     pd.testing.assert_frame_equal(one.history[columns], two.history[columns], rtol=1e-3)
     for name, tensor in one.state.items():
         torch.testing.assert_close(two.state[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("precision", "compiled", "products"),
+    [("bf16-mixed", False, True), ("bf16-mixed", True, False), ("32-true", False, False)],
+)
+def test_large_kernels_are_products_in_bf16(case, precision, compiled, products, monkeypatch):
+    class EndedError(Exception):
+        pass
+
+    def told(**options):
+        assert options == {"bf16_on_cpu": products}
+        raise EndedError
+
+    monkeypatch.setattr(training, "fastest_convolutions", told)
+    with pytest.raises(EndedError):
+        train(case, engine=Engine(accelerator="cpu", precision=precision, compile=compiled))
 
 
 def test_bf16_is_close_to_fp32_and_not_the_same(case):

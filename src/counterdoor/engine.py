@@ -160,17 +160,6 @@ def freed_memory_kept() -> Iterator[None]:
         trim(0)
 
 
-@contextmanager
-def fastest_convolutions() -> Iterator[None]:
-    """Inside the block, cuDNN tries its algorithms on every new shape and keeps the fastest."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
 @functools.cache
 def multiplies_bf16(device_type: str) -> bool:
     """Whether this machine's device has bf16 matrix products, not an emulation of them."""

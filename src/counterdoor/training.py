@@ -22,7 +22,8 @@ from torch import Tensor, distributed, nn
 
 from counterdoor.batch_norm import over_all_processes
 from counterdoor.checkpoint import Checkpoint, SharedResult
-from counterdoor.engine import DEFAULT, Engine, fastest_convolutions, freed_memory_kept
+from counterdoor.convolutions import fastest_convolutions
+from counterdoor.engine import DEFAULT, Engine, freed_memory_kept
 from counterdoor.feed import Feed, Samples, shuffled_batches
 from counterdoor.models import NormalisedNet, logits_of
 from counterdoor.muon import Muon
@@ -221,7 +222,7 @@ def _train(
     if fabric.world_size > 1:
         over_all_processes(net)
     in_bf16 = job.engine.resolved_precision() == "bf16-mixed"
-    on_gpu = fabric.device.type == "cuda"
+    on_gpu, on_cpu = (fabric.device.type == kind for kind in ("cuda", "cpu"))
     optimizer = optimizer_of(net, recipe, torch.bfloat16 if in_bf16 else torch.float32, on_gpu)
     run: nn.Module = torch.compile(net) if job.engine.compile else net  # type: ignore[assignment]
     module, stepper = fabric.setup(run, optimizer)
@@ -231,7 +232,7 @@ def _train(
     with (
         seeded_torch(job.seed, f"{job.stream}/net", fabric.device),  # dropout draws from it
         freed_memory_kept(),
-        fastest_convolutions(),
+        fastest_convolutions(bf16_on_cpu=in_bf16 and on_cpu and not job.engine.compile),
     ):
         if checkpoint is not None:
             records = checkpoint.restore(net, optimizer, order, draws)
