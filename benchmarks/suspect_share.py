@@ -22,7 +22,7 @@ from counterdoor import params as p
 from counterdoor.detectors import Adaptive, Fixed, SuspectRule
 from counterdoor.engine import Engine
 from counterdoor.metrics import detection_rates
-from counterdoor.pipelines.attack.nodes import attack
+from counterdoor.pipelines.attack.nodes import attack, prepare_attack
 from counterdoor.pipelines.detect.nodes import detect
 from counterdoor.pipelines.ingest.nodes import ingest
 from counterdoor.pipelines.warmup.nodes import learn_features, train_plain, warm_up
@@ -43,13 +43,21 @@ def parameters_of(
     return parameters
 
 
-def scored_case(
-    parameters: dict[str, Any], read: dict[str, Any], adversary: dict[str, Any], seed: int
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """The scored ledger of one poisoned training set, and who is poisoned."""
+def poisoned_case(
+    parameters: dict[str, Any], read: dict[str, Any], attacking: p.AttackParams, seed: int
+) -> dict[str, Any]:
+    """One poisoned training set: ``images``, ``ledger`` and ``oracle``."""
+    images, ledger, info, tests = (read[k] for k in ("images", "ledger", "info", "test_images"))
     engine = Engine.model_validate(parameters["engine"])
-    attacking, info = p.AttackParams.model_validate(adversary), read["info"]
-    bad = attack(read["images"], read["ledger"], read["test_images"][:1], info, attacking, seed)
+    made = prepare_attack(images, ledger, info, attacking, seed, engine)["preparation"]
+    return attack(images, ledger, tests[:1], info, attacking, seed, made)
+
+
+def scored_ledger(
+    parameters: dict[str, Any], info: dict[str, Any], bad: dict[str, Any], seed: int
+) -> pd.DataFrame:
+    """The ledger that ``detect`` makes of a poisoned training set, after its warm-up."""
+    engine = Engine.model_validate(parameters["engine"])
     images, ledger = bad["images"], bad["ledger"]
     model = p.ModelParams.model_validate(parameters["model"])
     warming = p.WarmupParams.model_validate(parameters["warmup"])
@@ -64,7 +72,17 @@ def scored_case(
     found = detect(
         images, ledger, info, net, plain, detecting, seed, engine=engine, features=features
     )
-    scored = found["ledger"]
+    scored: pd.DataFrame = found["ledger"]
+    return scored
+
+
+def scored_case(
+    parameters: dict[str, Any], read: dict[str, Any], adversary: dict[str, Any], seed: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The scored ledger of one poisoned training set, and who is poisoned."""
+    attacking = p.AttackParams.model_validate(adversary)
+    bad = poisoned_case(parameters, read, attacking, seed)
+    scored = scored_ledger(parameters, read["info"], bad, seed)
     return scored, bad["oracle"]["is_poisoned"].to_numpy()
 
 

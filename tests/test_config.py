@@ -630,7 +630,8 @@ def test_every_detector_finds_its_net_trained_in_every_environment(env, name, tm
     trained = {"warmup": warmup.recipe, "plain": warmup.plain_recipe}
     needed = {need for need in trained if need in detect.detector.needs}
     assert {need for need, recipe in trained.items() if recipe} >= needed
-    assert not detect.suspect_ratio.reads_parts or detect.detector.in_parts
+    reads = detect.suspect_ratio.reads
+    assert reads is None or getattr(detect.detector, reads)
     conf = tmp_path / "conf"
     copytree(CONF, conf)
     choices = conf / env / "globals.yml"

@@ -5,15 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from counterdoor.detectors import AGPD
+from counterdoor.detectors import AGPD, Evidence
 from counterdoor.detectors.agpd import (
     anomalies,
     clean_direction,
     dispersion,
     poison_closeness,
     strangeness,
+    sure_strangeness,
     unit,
 )
+from counterdoor.models import DigitsCNN, build_net
 
 
 def around(angle, n, spread, seed):
@@ -62,6 +64,49 @@ def test_strangeness_compares_untrusted_samples_with_trusted_ones():
     assert strangeness(given[::-1], clean, trusted) == 0
     assert strangeness(given[:40], clean, trusted[:40]) < 0.3
     assert strangeness(given, clean, np.ones(50, dtype=bool)) == 0
+
+
+@pytest.mark.parametrize("errors", [0.0, 2.0])
+def test_sure_strangeness_leaves_each_trusted_sample_out_of_its_own_mean(errors):
+    given = np.concatenate([around(0.1, 40, 0.3, 0), around(2, 10, 0.1, 1)])
+    trusted, right = np.arange(50) < 10, np.arange(50) != 3
+    known = [row for row in range(10) if row != 3]
+    far = []
+    for row in range(50):
+        others = [other for other in known if other != row]
+        far.append(1 - cosine(given[row], np.sum([given[other] for other in others], axis=0)))
+    own = [value**2 for value in far[:10]]
+    mean = math.fsum(own) / 10
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in own) / 9)
+    bound = mean + errors * deviation / math.sqrt(10)
+    rest = math.fsum(value**2 for value in far[10:]) / 40
+    expected = 1 - math.sqrt((bound + 1e-6) / (rest + 1e-6))
+    found = sure_strangeness(given, trusted, right, errors)
+    assert found == pytest.approx(expected)
+    assert found > 0.5
+
+
+def test_a_class_is_not_surely_strange_by_chance():
+    few, all_right = np.arange(60) < 10, np.ones(60, dtype=bool)
+    by_chance, surely = (
+        [sure_strangeness(around(0, 60, 0.3, seed), few, all_right, e) > 0.1 for seed in range(40)]
+        for e in (0.0, 2.0)
+    )
+    assert 0 < 2 * sum(surely) < sum(by_chance)
+    given, everybody = around(0, 20, 0.3, 0), np.ones(20, dtype=bool)
+    assert sure_strangeness(given, everybody, everybody, 2.0) == 0
+    nobody_right = sure_strangeness(given, np.arange(20) < 5, ~everybody, 0.0)
+    assert nobody_right == sure_strangeness(given, np.arange(20) < 5, everybody, 0.0)
+
+
+def test_surely_strange_scores_have_a_sign(noise):
+    images, labels = noise(40), np.arange(40) % 4
+    net = build_net(DigitsCNN(width=2), images, 4, seed=0, stream="init")
+    case = Evidence(images, labels, np.arange(40) < 16, 4, plain_net=net)
+    plain, sure = (AGPD(weight=weight)(case, seed=0) for weight in ("trusted", "sure"))
+    assert plain.min() >= 0
+    assert sure.min() < 0
+    assert [AGPD(weight=w).signed for w in ("trusted", "dispersion", "sure")] == [0, 0, 1]
 
 
 def test_anomalies_are_in_deviations_above_the_median():

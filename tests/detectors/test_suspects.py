@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from counterdoor.component import members
-from counterdoor.detectors import Adaptive, Apart, Fixed, SuspectRatio, select_suspects
+from counterdoor.detectors import Adaptive, Apart, Fixed, Strange, SuspectRatio, select_suspects
 
 
 @pytest.fixture(params=list(members(SuspectRatio)), ids=lambda kind: kind.__name__)
@@ -101,3 +101,25 @@ def test_apart_tells_how_empty_it_is_between_the_parts_of_every_class(case):
     found = Apart().valleys(scores, labels)
     assert found[1] == 0.0
     assert found[0] == found[2] == np.inf  # all below 0: no part
+
+
+def test_strange_suspects_the_scores_above_0_of_strange_classes():
+    labels, trusted = np.repeat([0, 1, 2], 100), np.arange(300) % 10 == 0
+    scores = np.where(np.arange(300) % 4 == 0, 0.01, -0.01)  # a gap of 0.02
+    scores[labels == 1] *= 0.7
+    scores[labels == 2] = -1.0
+    suspect = Strange()(scores, labels, trusted)
+    np.testing.assert_array_equal(suspect, (labels == 0) & (scores > 0) & ~trusted)
+    np.testing.assert_array_equal(
+        Strange(gap=0.01)(scores, labels, trusted), (scores > 0) & ~trusted
+    )
+    assert not Strange(gap=0.03)(scores, labels, trusted).any()
+    scores[trusted & (labels == 0)] = -9.0  # the trusted have no say
+    assert not Strange(gap=0.03)(scores, labels, trusted).any()
+
+
+def test_strange_keeps_to_its_ceiling_and_takes_the_highest(case):
+    scores, labels, trusted = case
+    most = Strange(ceiling=0.1)(scores, labels, trusted)
+    assert most.sum() == Strange(ceiling=0.1).at_most(270) == 27
+    assert scores[most].min() >= np.sort(scores[(labels == 1) & ~trusted])[-27]

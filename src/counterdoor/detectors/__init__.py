@@ -16,6 +16,7 @@ from counterdoor.detectors.oracle import Oracle
 from counterdoor.detectors.random import Random
 from counterdoor.detectors.scan import SCAn
 from counterdoor.detectors.spectre import SPECTRE
+from counterdoor.detectors.strange import Strange
 from counterdoor.detectors.suspects import Fixed, SuspectRule
 
 Detector = Annotated[
@@ -26,7 +27,7 @@ Detector = Annotated[
 
 Ensemble.model_rebuild(_types_namespace={"Detector": Detector})  # it holds detectors of any kind
 
-SuspectRatio = Annotated[Fixed | Adaptive | Apart, Field(discriminator="name")]
+SuspectRatio = Annotated[Fixed | Adaptive | Apart | Strange, Field(discriminator="name")]
 """Every rule from scores to suspects that a configuration can name."""
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Oracle",
     "Random",
     "SCAn",
+    "Strange",
     "SuspectRatio",
     "SuspectRule",
     "select_suspects",

@@ -43,8 +43,15 @@ class AGPD(DetectorBase):
     which is near 0 for a clean class however dispersed it is; and the score is the mean over
     all layers, so that none has to be chosen.
 
+    "sure" is the same, but for three things that let :class:`Strange` tell how many to suspect. A
+    trusted sample is compared with the mean gradient of the others, since it is closer to a mean
+    that it is part of. The trusted samples' mean square is taken at its upper bound, ``errors``
+    standard errors above, so that a class is strange only if its few trusted samples cannot be
+    the reason. And closeness counts from 1/2, so that scores above 0 are closer to the poison.
+
     Attributes:
         weight: what the closeness is weighted with.
+        errors: for "sure"; the larger, the less strange a class is.
         anomaly: for "dispersion"; e^2 in the authors' code.
         dispersion: for "dispersion"; 0.3 in the authors' code.
 
@@ -53,9 +60,15 @@ class AGPD(DetectorBase):
     """
 
     name: Literal["agpd"] = "agpd"
-    weight: Literal["dispersion", "trusted"] = "trusted"
+    weight: Literal["dispersion", "trusted", "sure"] = "trusted"
+    errors: float = Field(default=2.0, ge=0)
     anomaly: float = Field(default=7.389, gt=0)
     dispersion: float = Field(default=0.3, ge=0)
+
+    @property
+    def signed(self) -> bool:
+        """With the weight "sure"."""
+        return self.weight == "sure"
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -67,7 +80,9 @@ class AGPD(DetectorBase):
         check_trusted(ledger["label"].to_numpy(), ledger["trusted"].to_numpy(), num_classes)
 
     def __call__(self, evidence: Evidence, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
-        """Weighted closeness to the poison, at least 0; see :class:`DetectorBase`.
+        """Weighted closeness to the poison; see :class:`DetectorBase`.
+
+        At least 0, but with the weight "sure", which counts from 1/2.
 
         Raises:
             ValueError: if the net has fewer than two layers, or a class too few trusted samples.
@@ -90,15 +105,23 @@ class AGPD(DetectorBase):
                 directions = unit(slope)
                 clean = clean_direction(directions, trusted, right[rows])
                 closeness[layer, rows] = poison_closeness(directions, clean, ~trusted)
-                weights[layer, label] = (
-                    strangeness(directions, clean, trusted)
-                    if self.weight == "trusted"
-                    else dispersion(directions, clean)
-                )
+                weights[layer, label] = self._weight(directions, clean, trusted, right[rows])
+        if self.weight == "sure":
+            closeness -= 0.5
         scores = closeness * weights[:, labels]
-        if self.weight == "trusted":
+        if self.weight != "dispersion":
             return np.asarray(scores.mean(0))
         return np.asarray(scores[self._layer(weights[:, np.unique(labels)])])
+
+    def _weight(
+        self, directions: np.ndarray, clean: np.ndarray, trusted: np.ndarray, right: np.ndarray
+    ) -> float:
+        """How strange a class is in a layer."""
+        if self.weight == "dispersion":
+            return dispersion(directions, clean)
+        if self.weight == "trusted":
+            return strangeness(directions, clean, trusted)
+        return sure_strangeness(directions, trusted, right, self.errors)
 
     def _layer(self, found: np.ndarray) -> int:
         """Index of the layer, given dispersions of shape (layers, classes)."""
@@ -150,6 +173,31 @@ def strangeness(directions: np.ndarray, clean: np.ndarray, trusted: np.ndarray) 
         return 0.0
     ratio = (np.sqrt(far[trusted].mean()) + 1e-3) / (np.sqrt(far[~trusted].mean()) + 1e-3)
     return float(max(0.0, 1 - ratio))
+
+
+def sure_strangeness(
+    directions: np.ndarray, trusted: np.ndarray, right: np.ndarray, errors: float
+) -> float:
+    """How much further from the clean direction untrusted samples surely are, in [0, 1].
+
+    One minus the ratio of the root mean squares of 1 - cos(g, clean), that of the trusted
+    samples at its upper bound, or 0. For a trusted sample the clean direction is without its own.
+
+    Args:
+        directions: one class's, shape (n, d), of length 1.
+        trusted: bool, shape (n,), at least two.
+        right: bool, shape (n,), samples that the net gets right.
+        errors: the bound is so many standard errors above the trusted samples' mean square.
+    """
+    if trusted.all():
+        return 0.0
+    known = trusted & right if (trusted & right).sum() > 1 else trusted
+    total = directions[known].sum(0)
+    sums = np.where(known[:, None], total - directions, total)
+    far = (1 - (directions * unit(sums)).sum(1)) ** 2
+    own, others = far[trusted], far[~trusted].mean()
+    bound = own.mean() + errors * own.std(ddof=1) / np.sqrt(len(own))
+    return float(max(0.0, 1 - np.sqrt((bound + 1e-6) / (others + 1e-6))))
 
 
 def anomalies(found: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from counterdoor.detectors.base import check_scores, flag_highest
 from counterdoor.detectors.parts import valley
-from counterdoor.detectors.suspects import SuspectRule, ceiling_count
+from counterdoor.detectors.suspects import Reads, SuspectRule, ceiling_count
 
 
 class Apart(SuspectRule):
@@ -24,7 +24,7 @@ class Apart(SuspectRule):
             (0, 1).
     """
 
-    reads_parts: ClassVar[bool] = True
+    reads: ClassVar[Reads | None] = "in_parts"
 
     name: Literal["apart"] = "apart"
     valley: float = Field(default=0.12, gt=0, lt=1)

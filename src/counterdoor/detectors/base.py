@@ -87,6 +87,11 @@ class DetectorBase(Component):
         """What is trained for this detector; nothing else is."""
 
     @property
+    def signed(self) -> bool:
+        """Whether scores above 0 are closer to a poison, in a unit that all classes share."""
+        return False
+
+    @property
     def needs_truth(self) -> bool:
         """Whether it looks at the poison flags, so that only an ablation can have it."""
         return False

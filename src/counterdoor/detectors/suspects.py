@@ -9,15 +9,18 @@ from pydantic import Field
 from counterdoor.component import Component
 from counterdoor.detectors.base import select_suspects, suspect_count
 
+Reads = Literal["in_parts", "signed"]
+"""Attributes of a detector that say what its scores tell besides an order."""
+
 
 class SuspectRule(Component):
     """Turns scores into suspects.
 
     Attributes:
-        reads_parts: whether it takes scores of a detector with ``in_parts`` alone.
+        reads: what has to be true of a detector for the rule to understand its scores.
     """
 
-    reads_parts: ClassVar[bool] = False
+    reads: ClassVar[Reads | None] = None
 
     @property
     @abstractmethod

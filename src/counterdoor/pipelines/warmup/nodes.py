@@ -27,6 +27,12 @@ from counterdoor.pipelines.plain import train_as_it_came
 from counterdoor.recipe import Recipe
 from counterdoor.stamp import Stamp
 
+READS = {
+    "in_parts": ("where samples lie in the two parts of their class", "detector ac"),
+    "signed": ("how much closer to a poison samples are", 'detector agpd with weight "sure"'),
+}
+"""What a rule may read off scores besides their order, and which detector tells it."""
+
 
 def check_plan(
     images: np.ndarray,
@@ -101,11 +107,11 @@ def check_plan(
 def _check_detector(detect: DetectParams, warmup: WarmupParams, defence: DefenceBase) -> None:
     """Raise ``ValueError`` unless what the detector looks at is trained, and it is understood."""
     rule = defence.suspect_rule(detect.suspect_ratio)
-    if rule.reads_parts and not detect.detector.in_parts:
+    if rule.reads and not getattr(detect.detector, rule.reads):
+        told, remedy = READS[rule.reads]
         raise ValueError(
-            f"suspect_ratio {rule.name!r} reads where samples lie in the two parts of their class, "
-            f"which detector {detect.detector.name!r} does not tell: choose detector ac, or "
-            "suspect_ratio adaptive, or a share"
+            f"suspect_ratio {rule.name!r} reads {told}, which detector {detect.detector.name!r} "
+            f"does not tell: choose {remedy}, or suspect_ratio adaptive, or a share"
         )
     for need, key in (("warmup", "recipe"), ("plain", "plain_recipe")):
         if need in detect.detector.needs and getattr(warmup, key) is None:
