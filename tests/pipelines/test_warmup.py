@@ -57,12 +57,15 @@ def check(
         images,
         ledger,
         INFO,
-        DetectParams(detector={"name": detector}, suspect_ratio=suspect_ratio),
+        DetectParams(
+            detector={"name": detector} if isinstance(detector, str) else detector,
+            suspect_ratio=suspect_ratio,
+        ),
         RelabelParams(**relabel),
         TrainParams(recipe={"epochs": 1, "augment": augment or {}}),
         stamp or Stamp(colour="white"),
         model,
-        WarmupParams(recipe=recipe),
+        WarmupParams(recipe=recipe, plain_recipe=recipe),
         FEATURES,
         DefenceParams({"name": defence, **settings}),
     )["report"]
@@ -99,6 +102,27 @@ def test_everybody_trusted_is_refused(noise, suspect_ratio):
 def test_an_adaptive_rule_tells_how_many_it_can_suspect(noise):
     rule = {"name": "adaptive", "ceiling": 0.25}
     assert check(noise(60), ledger_of(), suspect_ratio=rule)["n_suspects"] == 13
+
+
+@pytest.mark.parametrize(
+    ("rule", "detector", "remedy"),
+    [
+        ("apart", "lga", "choose detector ac,"),
+        ("apart", "agpd", "choose detector ac,"),
+        ("strange", "ac", 'choose detector agpd with weight "sure",'),
+        ("strange", "agpd", 'choose detector agpd with weight "sure",'),  # the default weight
+    ],
+)
+def test_a_rule_that_reads_more_than_the_detector_tells_is_refused(noise, rule, detector, remedy):
+    told = rf"suspect_ratio '{rule}' reads .*, which detector '{detector}' does not tell: {remedy}"
+    with pytest.raises(ValueError, match=told):
+        check(noise(60), ledger_of(), rule, detector=detector)
+
+
+def test_a_rule_that_reads_what_the_detector_tells_is_not(noise):
+    sure = {"name": "agpd", "weight": "sure"}
+    for detector, rule in ("ac", "apart"), (sure, "strange"):
+        assert check(noise(60), ledger_of(), rule, detector=detector)["n_suspects"] == 16
 
 
 def test_a_labeler_without_trusted_samples_is_refused(noise):
