@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from counterdoor.detectors import AGPD, SPECTRE, ActivationClustering, Apart, Evidence, SCAn
+from counterdoor.detectors import (
+    AGPD,
+    SPECTRE,
+    ActivationClustering,
+    Apart,
+    Evidence,
+    SCAn,
+    Strange,
+)
 from counterdoor.detectors.clustering import remoteness
 
 SIDE = 4
@@ -74,6 +82,7 @@ def found(scores, given, bad):
         SPECTRE(layers="last", components=3),
         AGPD(),
         AGPD(weight="dispersion"),
+        AGPD(weight="sure"),
         SCAn(),
         SCAn(layers="last"),
         AC,
@@ -147,6 +156,18 @@ def test_clustering_finds_who_is_planted_and_how_many(targets):
     np.testing.assert_array_equal(Apart()(scores, given.labels, given.trusted), bad)
     nobody = planted([])[0]
     assert not Apart()(AC(nobody, seed=0), nobody.labels, nobody.trusted).any()
+
+
+@pytest.mark.parametrize("targets", [[0], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_sure_agpd_finds_who_is_planted_and_how_many(targets, seed):
+    given, bad = planted(targets, seed=seed)
+    detector = AGPD(weight="sure")
+    suspect = Strange()(detector(given, seed=0), given.labels, given.trusted)
+    assert suspect[bad].mean() > 0.95
+    assert bad[suspect].mean() > 0.95
+    nobody = planted([], seed=seed)[0]
+    assert not Strange()(detector(nobody, seed=0), nobody.labels, nobody.trusted).any()
 
 
 @pytest.mark.parametrize("poisoned", [30, 150])

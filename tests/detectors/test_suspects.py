@@ -105,7 +105,7 @@ def test_apart_tells_how_empty_it_is_between_the_parts_of_every_class(case):
 
 def test_strange_suspects_the_scores_above_0_of_strange_classes():
     labels, trusted = np.repeat([0, 1, 2], 100), np.arange(300) % 10 == 0
-    scores = np.where(np.arange(300) % 4 == 0, 0.01, -0.01)  # a gap of 0.02
+    scores = np.where(np.arange(300) % 4 == 1, 0.01, -0.01)  # a gap of 0.02
     scores[labels == 1] *= 0.7
     scores[labels == 2] = -1.0
     suspect = Strange()(scores, labels, trusted)
@@ -114,8 +114,22 @@ def test_strange_suspects_the_scores_above_0_of_strange_classes():
         Strange(gap=0.01)(scores, labels, trusted), (scores > 0) & ~trusted
     )
     assert not Strange(gap=0.03)(scores, labels, trusted).any()
-    scores[trusted & (labels == 0)] = -9.0  # the trusted have no say
+    scores[trusted & (labels == 0)] = -9.0  # they do not widen the gap
     assert not Strange(gap=0.03)(scores, labels, trusted).any()
+
+
+@pytest.mark.parametrize(("above", "strange"), [(0, True), (2, True), (3, False), (10, False)])
+def test_a_class_whose_trusted_samples_lie_there_too_is_not_strange(above, strange):
+    """40 of 80 untrusted samples lie above 0, and some of 10 trusted ones."""
+    labels, trusted = np.zeros(90, dtype=int), np.arange(90) >= 80
+    scores = np.where(np.arange(90) < 40, 0.5, -0.5)
+    scores[80 : 80 + above] = 0.5
+    suspect = Strange(ceiling=0.9)(scores, labels, trusted)
+    np.testing.assert_array_equal(suspect, (np.arange(90) < 40) & strange)
+    assert Strange(trusted=1)(scores, labels, trusted).any() == (above <= 5)
+    assert Strange()(scores, labels, np.zeros(90, dtype=bool)).any()
+    labels[:85] = 1  # and a class of trusted samples alone is never strange
+    assert not Strange(trusted=1)(scores, labels, trusted)[labels == 0].any()
 
 
 def test_strange_keeps_to_its_ceiling_and_takes_the_highest(case):

@@ -1,4 +1,4 @@
-"""Everybody who is closer to the poison in a class that is surely strange."""
+"""Everybody who is closer to the poison than trusted samples are, in a class that is strange."""
 
 from typing import ClassVar, Literal
 
@@ -11,15 +11,18 @@ from counterdoor.detectors.suspects import Reads, SuspectRule, ceiling_count
 
 
 class Strange(SuspectRule):
-    """The scores above 0 in every class in which they lie well above the others; may be nobody.
+    """The scores above 0 in every class where they stand out and are not the trusted's; or nobody.
 
     For scores that are closeness to a poison times how surely strange the class is, such as
-    those of AGPD with the weight "sure".
+    those of AGPD with the weight "sure". A few odd samples make a class of honest ones strange
+    too; but then trusted samples lie above 0 about as often as the others.
 
     Attributes:
         gap: in a strange class the mean of the scores above 0 and that of the others are at least
             so far apart, in (0, 1). On CIFAR-10 classes without poison had 0.003 at most, on
             digits, where 20 samples of a class were trusted, 0.012 in a clean set.
+        trusted: and its trusted samples lie above 0 at most so many times as often as the
+            untrusted, in [0, 1]. 1 is about what is to be expected without poison.
         ceiling: at most this share of the untrusted samples is suspected, the highest scores, in
             (0, 1).
     """
@@ -28,6 +31,7 @@ class Strange(SuspectRule):
 
     name: Literal["strange"] = "strange"
     gap: float = Field(default=0.015, gt=0, lt=1)
+    trusted: float = Field(default=0.5, ge=0, le=1)
     ceiling: float = Field(default=0.3, gt=0, lt=1)
 
     @property
@@ -42,12 +46,19 @@ class Strange(SuspectRule):
     def __call__(self, scores: np.ndarray, labels: np.ndarray, trusted: np.ndarray) -> np.ndarray:
         """Those of such classes; see :class:`SuspectRule`."""
         check_scores(scores)
-        gaps = {
-            int(label): separation(scores[(labels == label) & ~trusted])
+        strange = [
+            label
             for label in np.unique(labels)
-        }
-        strange = [label for label, gap in gaps.items() if gap >= self.gap]
+            if self._is_strange(scores[labels == label], trusted[labels == label])
+        ]
         suspect = np.isin(labels, strange) & (scores > 0) & ~trusted
         return flag_highest(
             scores, suspect, min(int(suspect.sum()), self.at_most((~trusted).sum()))
         )
+
+    def _is_strange(self, scores: np.ndarray, trusted: np.ndarray) -> bool:
+        """Whether the scores of a class say that a part of it is poisoned."""
+        if trusted.all() or separation(scores[~trusted]) < self.gap:
+            return False
+        known = (scores[trusted] > 0).mean() if trusted.any() else 0.0
+        return bool(known <= self.trusted * (scores[~trusted] > 0).mean())
