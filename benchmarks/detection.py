@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 from attack_strength import ATTACKS, Records
-from suspect_share import parameters_of, poisoned_case, scored_ledger
+from suspect_share import add_data_options, parameters_of, poisoned_case, scored_ledger
 
 from counterdoor import params as p
 from counterdoor.attack_page import percent
@@ -97,9 +97,7 @@ def main() -> None:
     """Measure what is not measured yet, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=Path, required=True)
-    parser.add_argument("--parquet", help="CIFAR-10 in Parquet, in place of the digits")
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
+    add_data_options(parser)
     parser.add_argument(
         "--attacks", nargs="+", choices=["none", *ATTACKS], default=["none", *ATTACKS]
     )

@@ -30,6 +30,13 @@ from counterdoor.pipelines.warmup.nodes import learn_features, train_plain, warm
 RULES: dict[str, SuspectRule] = {"adaptive": Adaptive(), "fixed": Fixed()}
 
 
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """What :func:`parameters_of` reads."""
+    parser.add_argument("--parquet", help="CIFAR-10 in Parquet, in place of the digits")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
+
+
 def parameters_of(
     options: argparse.Namespace, given: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -114,9 +121,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ratios", type=float, nargs="+", default=[0, 0.005, 0.01, 0.05, 0.1, 0.2])
     parser.add_argument("--attacks", nargs="+", default=["badnets", "blend"])
-    parser.add_argument("--parquet", help="CIFAR-10 in Parquet, in place of digits")
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
+    add_data_options(parser)
     options = parser.parse_args()
     cases: list[dict[str, object]] = [{"name": "none"}] if 0 in options.ratios else []
     cases += [

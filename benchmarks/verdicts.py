@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 from attack_strength import Records
-from suspect_share import parameters_of, scored_case
+from suspect_share import add_data_options, parameters_of, scored_case
 
 from counterdoor import params as p
 from counterdoor.defending import spelt_out
@@ -81,9 +81,7 @@ def main() -> None:
     """Measure what is not measured yet, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=Path, required=True)
-    parser.add_argument("--parquet", help="CIFAR-10 in Parquet, in place of the digits")
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
+    add_data_options(parser)
     parser.add_argument("--detector", default="ac", help="of those that are judged")
     parser.add_argument("--attacks", nargs="+", default=["none", *ATTACKS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])

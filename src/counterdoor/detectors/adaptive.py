@@ -5,8 +5,8 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from counterdoor.detectors.base import check_scores, flag_highest
-from counterdoor.detectors.suspects import SuspectRule, ceiling_count
+from counterdoor.detectors.base import check_scores
+from counterdoor.detectors.suspects import UpToCeiling
 
 TOP, VERY_TOP = 0.01, 0.0005
 """Shares of the other classes' samples between which a class is looked at for a plateau."""
@@ -14,7 +14,7 @@ LEAST_SLOPE = 0.2
 """How fast a clean class thins out there at least: its share falls as (0.0005 / 0.01) ** 0.2."""
 
 
-class Adaptive(SuspectRule):
+class Adaptive(UpToCeiling):
     """The samples that stand out from the trusted ones and from other classes; may be nobody.
 
     Only the order of scores counts, not their scale. Each class (by the label that its
@@ -41,13 +41,11 @@ class Adaptive(SuspectRule):
 
     Attributes:
         floor: a smaller share of the untrusted samples than this is nobody, in [0, 1).
-        ceiling: at most this share is suspected, the highest scores, in (0, 1).
         level: chance to suspect somebody in clean data, by the first test, in (0, 1).
     """
 
     name: Literal["adaptive"] = "adaptive"
     floor: float = Field(default=0.002, ge=0, lt=1)
-    ceiling: float = Field(default=0.3, gt=0, lt=1)
     level: float = Field(default=0.01, gt=0, lt=1)
 
     @model_validator(mode="after")
@@ -60,10 +58,6 @@ class Adaptive(SuspectRule):
     def in_words(self) -> str:
         """Floor and ceiling."""
         return f"adaptive: none, or {self.floor:g} to {self.ceiling:g}"
-
-    def at_most(self, eligible: int) -> int:
-        """The ceiling; ``ValueError`` if every sample is trusted."""
-        return ceiling_count(eligible, self.ceiling)
 
     def chances(
         self, scores: np.ndarray, labels: np.ndarray, trusted: np.ndarray
@@ -104,7 +98,7 @@ class Adaptive(SuspectRule):
     def __call__(self, scores: np.ndarray, labels: np.ndarray, trusted: np.ndarray) -> np.ndarray:
         """Those that stand out; see :class:`SuspectRule`."""
         eligible, chances = ~trusted, self.chances(scores, labels, trusted)
-        level, most = self.level / (len(chances) + 1), int(self.ceiling * eligible.sum() + 1e-9)
+        level = self.level / (len(chances) + 1)
         rest, suspect = np.ones((2, len(scores)), dtype=bool)
         suspect[:] = False
         for label, chance in chances.items():
@@ -119,7 +113,7 @@ class Adaptive(SuspectRule):
             suspect |= rest & eligible & (scores >= _threshold(untrusted, known))
         if suspect.sum() < self.floor * eligible.sum():
             return np.zeros(len(scores), dtype=bool)
-        return flag_highest(scores, suspect, min(int(suspect.sum()), most))
+        return self.highest(scores, suspect, trusted)
 
 
 def _plateau(untrusted: np.ndarray, trusted: np.ndarray, others: np.ndarray) -> float:

@@ -5,12 +5,12 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from counterdoor.detectors.base import check_scores, flag_highest
+from counterdoor.detectors.base import check_scores
 from counterdoor.detectors.parts import valley
-from counterdoor.detectors.suspects import Reads, SuspectRule, ceiling_count
+from counterdoor.detectors.suspects import Reads, UpToCeiling
 
 
-class Apart(SuspectRule):
+class Apart(UpToCeiling):
     """The suspicious part of every class that falls into two with a gap between; may be nobody.
 
     For scores that say where in its class's two parts a sample lies, above 0 in the suspicious
@@ -20,24 +20,17 @@ class Apart(SuspectRule):
 
     Attributes:
         valley: the classes whose valley is at most this fall into two parts, in (0, 1).
-        ceiling: at most this share of the untrusted samples is suspected, the highest scores, in
-            (0, 1).
     """
 
     reads: ClassVar[Reads | None] = "in_parts"
 
     name: Literal["apart"] = "apart"
     valley: float = Field(default=0.12, gt=0, lt=1)
-    ceiling: float = Field(default=0.3, gt=0, lt=1)
 
     @property
     def in_words(self) -> str:
         """Limit and ceiling."""
         return f"apart: none, or the parts behind a valley of {self.valley:g}"
-
-    def at_most(self, eligible: int) -> int:
-        """The ceiling; ``ValueError`` if every sample is trusted."""
-        return ceiling_count(eligible, self.ceiling)
 
     def valleys(self, scores: np.ndarray, labels: np.ndarray) -> dict[int, float]:
         """How empty it is between the two parts of each class; see :func:`valley`.
@@ -52,5 +45,4 @@ class Apart(SuspectRule):
         found = self.valleys(scores, labels)
         out = [label for label, depth in found.items() if depth <= self.valley]
         suspect = np.isin(labels, out) & (scores > 0) & ~trusted
-        most = int(self.ceiling * (~trusted).sum() + 1e-9)
-        return flag_highest(scores, suspect, min(int(suspect.sum()), most))
+        return self.highest(scores, suspect, trusted)

@@ -5,12 +5,12 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from counterdoor.detectors.base import check_scores, flag_highest
+from counterdoor.detectors.base import check_scores
 from counterdoor.detectors.parts import separation
-from counterdoor.detectors.suspects import Reads, SuspectRule, ceiling_count
+from counterdoor.detectors.suspects import Reads, UpToCeiling
 
 
-class Strange(SuspectRule):
+class Strange(UpToCeiling):
     """The scores above 0 in every class where they stand out and are not the trusted's; or nobody.
 
     For scores that are closeness to a poison times how surely strange the class is, such as
@@ -23,8 +23,6 @@ class Strange(SuspectRule):
             digits, where 20 samples of a class were trusted, 0.012 in a clean set.
         trusted: and its trusted samples lie above 0 at most so many times as often as the
             untrusted, in [0, 1]. 1 is about what is to be expected without poison.
-        ceiling: at most this share of the untrusted samples is suspected, the highest scores, in
-            (0, 1).
     """
 
     reads: ClassVar[Reads | None] = "signed"
@@ -32,16 +30,11 @@ class Strange(SuspectRule):
     name: Literal["strange"] = "strange"
     gap: float = Field(default=0.015, gt=0, lt=1)
     trusted: float = Field(default=0.5, ge=0, le=1)
-    ceiling: float = Field(default=0.3, gt=0, lt=1)
 
     @property
     def in_words(self) -> str:
         """The gap."""
         return f"strange: none, or those of classes with a gap of {self.gap:g}"
-
-    def at_most(self, eligible: int) -> int:
-        """The ceiling; ``ValueError`` if every sample is trusted."""
-        return ceiling_count(eligible, self.ceiling)
 
     def __call__(self, scores: np.ndarray, labels: np.ndarray, trusted: np.ndarray) -> np.ndarray:
         """Those of such classes; see :class:`SuspectRule`."""
@@ -52,9 +45,7 @@ class Strange(SuspectRule):
             if self._is_strange(scores[labels == label], trusted[labels == label])
         ]
         suspect = np.isin(labels, strange) & (scores > 0) & ~trusted
-        return flag_highest(
-            scores, suspect, min(int(suspect.sum()), self.at_most((~trusted).sum()))
-        )
+        return self.highest(scores, suspect, trusted)
 
     def _is_strange(self, scores: np.ndarray, trusted: np.ndarray) -> bool:
         """Whether the scores of a class say that a part of it is poisoned."""

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from counterdoor.component import Component
-from counterdoor.detectors.base import select_suspects, suspect_count
+from counterdoor.detectors.base import flag_highest, select_suspects, suspect_count
 
 Reads = Literal["in_parts", "signed"]
 """Attributes of a detector that say what its scores tell besides an order."""
@@ -52,11 +52,28 @@ class SuspectRule(Component):
         """
 
 
-def ceiling_count(eligible: int, ceiling: float) -> int:
-    """How many that share is; ``ValueError`` if every sample is trusted."""
-    if not eligible:
-        raise ValueError("every sample is trusted: there is nobody to suspect; lower trusted_share")
-    return int(ceiling * eligible + 1e-9)
+class UpToCeiling(SuspectRule):
+    """A rule that looks at the scores, and may answer nobody.
+
+    Attributes:
+        ceiling: at most this share of the untrusted samples is suspected, the highest scores, in
+            (0, 1).
+    """
+
+    ceiling: float = Field(default=0.3, gt=0, lt=1)
+
+    def at_most(self, eligible: int) -> int:
+        """The ceiling; ``ValueError`` if every sample is trusted."""
+        if not eligible:
+            raise ValueError(
+                "every sample is trusted: there is nobody to suspect; lower trusted_share"
+            )
+        return int(self.ceiling * eligible + 1e-9)
+
+    def highest(self, scores: np.ndarray, found: np.ndarray, trusted: np.ndarray) -> np.ndarray:
+        """Flags of those found, or of the highest scores among them if they are too many."""
+        most = int(self.ceiling * (~trusted).sum() + 1e-9)
+        return flag_highest(scores, found, min(int(found.sum()), most))
 
 
 class Fixed(SuspectRule):
