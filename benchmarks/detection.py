@@ -39,11 +39,15 @@ DETECTORS: dict[str, dict[str, Any]] = {
     "ac": {"detector_name": "ac", "detect": {"suspect_ratio": "apart"}},
     "agpd sure": {
         "detector_name": "agpd",
-        "detect": {"suspect_ratio": "strange", "detector": {"weight": "sure"}},
+        "detect": {"suspect_ratio": {"name": "strange"}, "detector": {"weight": "sure"}},
+    },
+    "agpd": {
+        "detector_name": "agpd",
+        "detect": {"suspect_ratio": 0.05, "detector": {"weight": "trusted"}},
     },
     **{
         name: {"detector_name": name, "detect": {"suspect_ratio": 0.05}}
-        for name in ("agpd", "scan", "spectre", "ensemble")
+        for name in ("scan", "spectre", "ensemble")
     },
 }
 

@@ -132,6 +132,13 @@ def test_a_class_whose_trusted_samples_lie_there_too_is_not_strange(above, stran
     assert not Strange(trusted=1)(scores, labels, trusted)[labels == 0].any()
 
 
+@pytest.mark.parametrize(("above", "strange"), [(1, False), (4, False), (5, True)])
+def test_a_few_outliers_do_not_make_a_class_strange(above, strange):
+    labels, trusted = np.zeros(90, dtype=int), np.arange(90) >= 80
+    scores = np.where(np.arange(90) < above, 0.5, -0.5)
+    assert Strange()(scores, labels, trusted).sum() == above * strange
+
+
 def test_strange_keeps_to_its_ceiling_and_takes_the_highest(case):
     scores, labels, trusted = case
     most = Strange(ceiling=0.1)(scores, labels, trusted)
