@@ -2,7 +2,8 @@
 
 For every attack, detector and seed: ingest, attack, the warm-up that the detector needs, detect;
 once with the fixed 5 %, once with a rule that looks at the scores where one goes with the
-detector (``lga``: adaptive, ``ac``: apart, ``agpd`` with the weight "sure": strange). Test
+detector (``lga``: adaptive, ``ac``: apart, ``agpd`` with the weight "sure": strange,
+``either``: those of any of its members). Test
 images are not looked at. The oracle is, to grade the detectors. A net that several detectors
 look at is trained once.
 
@@ -41,6 +42,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
         "detector_name": "agpd",
         "detect": {"suspect_ratio": {"name": "strange"}, "detector": {"weight": "sure"}},
     },
+    "either": {"detector_name": "either", "detect": {"suspect_ratio": "either"}},
     "agpd": {
         "detector_name": "agpd",
         "detect": {"suspect_ratio": 0.05, "detector": {"weight": "trusted"}},

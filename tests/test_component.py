@@ -15,6 +15,7 @@ from counterdoor.detectors import (
     SPECTRE,
     ActivationClustering,
     Detector,
+    Either,
     Ensemble,
     Oracle,
     Random,
@@ -68,7 +69,7 @@ def test_members_are_distinct_named_components(union):
 
 def test_members_keep_the_order_of_the_union():
     assert list(members(Detector)) == [
-        *(LGA, LN, Random, SPECTRE, AGPD, SCAn, ActivationClustering, Ensemble, Oracle)
+        *(LGA, LN, Random, SPECTRE, AGPD, SCAn, ActivationClustering, Ensemble, Either, Oracle)
     ]
 
 

@@ -1,8 +1,8 @@
 """The typed parameters of each stage, one model a parameters file."""
 
-from typing import Any, Self
+from typing import Self
 
-from pydantic import ConfigDict, Field, RootModel, field_validator, model_validator
+from pydantic import ConfigDict, Field, RootModel, model_validator
 
 from counterdoor.attacks import Attack
 from counterdoor.component import Config
@@ -95,13 +95,6 @@ class DetectParams(Config):
 
     detector: Detector
     suspect_ratio: SuspectRatio
-
-    @field_validator("suspect_ratio", mode="before")
-    @classmethod
-    def _spelt_out(cls, given: Any) -> Any:
-        if isinstance(given, int | float):
-            return {"name": "fixed", "ratio": given}
-        return {"name": given} if isinstance(given, str) else given
 
 
 class RelabelParams(Config):

@@ -110,6 +110,7 @@ def test_an_adaptive_rule_tells_how_many_it_can_suspect(noise):
         ("apart", "lga", "choose detector ac,"),
         ("apart", "agpd", "choose detector ac,"),
         ("strange", "ac", 'choose detector agpd with weight "sure",'),
+        ("either", "ac", "choose detector either,"),
         ("strange", "agpd", 'choose detector agpd with weight "sure",'),  # the default weight
     ],
 )

@@ -1,14 +1,15 @@
 """Detectors: which samples are learnt suspiciously."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from counterdoor.detectors.adaptive import Adaptive
 from counterdoor.detectors.agpd import AGPD
 from counterdoor.detectors.apart import Apart
 from counterdoor.detectors.base import DetectorBase, Evidence, select_suspects
 from counterdoor.detectors.clustering import ActivationClustering
+from counterdoor.detectors.either import Either, Opinion, SuspectedByAny
 from counterdoor.detectors.ensemble import Ensemble
 from counterdoor.detectors.lga import LGA
 from counterdoor.detectors.ln import LN
@@ -20,15 +21,31 @@ from counterdoor.detectors.strange import Strange
 from counterdoor.detectors.suspects import Fixed, SuspectRule
 
 Detector = Annotated[
-    LGA | LN | Random | SPECTRE | AGPD | SCAn | ActivationClustering | Ensemble | Oracle,
+    LGA | LN | Random | SPECTRE | AGPD | SCAn | ActivationClustering | Ensemble | Either | Oracle,
     Field(discriminator="name"),
 ]
 """Every detector that a configuration can name."""
 
-Ensemble.model_rebuild(_types_namespace={"Detector": Detector})  # it holds detectors of any kind
 
-SuspectRatio = Annotated[Fixed | Adaptive | Apart | Strange, Field(discriminator="name")]
+def _spelt_out(given: Any) -> Any:
+    """A rule from a share or from its name alone."""
+    if isinstance(given, int | float):
+        return {"name": "fixed", "ratio": given}
+    return {"name": given} if isinstance(given, str) else given
+
+
+SuspectRatio = Annotated[
+    Fixed | Adaptive | Apart | Strange | SuspectedByAny,
+    Field(discriminator="name"),
+    BeforeValidator(_spelt_out),
+]
 """Every rule from scores to suspects that a configuration can name."""
+
+# These hold detectors and rules of any kind.
+for _kind in (Opinion, Ensemble, Either):
+    _kind.model_rebuild(
+        _types_namespace={"Detector": Detector, "SuspectRatio": SuspectRatio, "Opinion": Opinion}
+    )
 
 __all__ = [
     "AGPD",
@@ -40,14 +57,17 @@ __all__ = [
     "Apart",
     "Detector",
     "DetectorBase",
+    "Either",
     "Ensemble",
     "Evidence",
     "Fixed",
+    "Opinion",
     "Oracle",
     "Random",
     "SCAn",
     "Strange",
     "SuspectRatio",
     "SuspectRule",
+    "SuspectedByAny",
     "select_suspects",
 ]

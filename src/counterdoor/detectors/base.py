@@ -76,10 +76,12 @@ class DetectorBase(Component):
         judged: whether the verdict's tests of scores are calibrated for its own.
         in_parts: whether a score is the place between the two parts of its class, above 0 in
             the suspicious one, in a unit of the class's own.
+        decided: whether scores are above 0 for suspects, and for nobody else.
     """
 
     judged: ClassVar[bool] = False
     in_parts: ClassVar[bool] = False
+    decided: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -1,5 +1,6 @@
 """Several detectors taken together."""
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,7 +14,31 @@ if TYPE_CHECKING:
     from counterdoor.detectors import Detector
 
 
-class Ensemble(DetectorBase):
+class Several(DetectorBase):
+    """What detectors made of others have in common."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[DetectorBase, ...]:
+        """The others."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What any of them needs."""
+        return frozenset().union(*(part.needs for part in self.parts))
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether one of them does."""
+        return any(part.needs_truth for part in self.parts)
+
+    def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
+        """Raise ``ValueError`` if one of them cannot work on this ledger."""
+        for part in self.parts:
+            part.check(ledger, num_classes)
+
+
+class Ensemble(Several):
     """Several detectors: the mean, or the maximum, of each sample's rank by each of them.
 
     Ranks, because the scales of scores differ from detector to detector.
@@ -35,19 +60,9 @@ class Ensemble(DetectorBase):
         return members
 
     @property
-    def needs(self) -> frozenset[Need]:
-        """What any member needs."""
-        return frozenset().union(*(member.needs for member in self.members))
-
-    @property
-    def needs_truth(self) -> bool:
-        """Whether a member does."""
-        return any(member.needs_truth for member in self.members)
-
-    def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
-        """Raise ``ValueError`` if a member cannot work on this ledger."""
-        for member in self.members:
-            member.check(ledger, num_classes)
+    def parts(self) -> tuple[DetectorBase, ...]:
+        """The members."""
+        return self.members
 
     def __call__(self, evidence: Evidence, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
         """Combined ranks in [0, 1]; see :class:`DetectorBase`.

@@ -7,10 +7,22 @@ import numpy as np
 from pydantic import Field
 
 from counterdoor.component import Component
-from counterdoor.detectors.base import flag_highest, select_suspects, suspect_count
+from counterdoor.detectors.base import (
+    DetectorBase,
+    flag_highest,
+    select_suspects,
+    suspect_count,
+)
 
-Reads = Literal["in_parts", "signed"]
+Reads = Literal["in_parts", "signed", "decided"]
 """Attributes of a detector that say what its scores tell besides an order."""
+
+TELLERS: dict[Reads, tuple[str, str]] = {
+    "in_parts": ("where samples lie in the two parts of their class", "detector ac"),
+    "signed": ("how much closer to a poison samples are", 'detector agpd with weight "sure"'),
+    "decided": ("whom several detectors suspect", "detector either"),
+}
+"""What each of them is, and which detector tells it."""
 
 
 class SuspectRule(Component):
@@ -21,6 +33,15 @@ class SuspectRule(Component):
     """
 
     reads: ClassVar[Reads | None] = None
+
+    def check_reads(self, detector: DetectorBase) -> None:
+        """Raise ``ValueError`` if the rule reads off scores what this detector does not tell."""
+        if self.reads and not getattr(detector, self.reads):
+            told, remedy = TELLERS[self.reads]
+            raise ValueError(
+                f"suspect_ratio {self.name!r} reads {told}, which detector {detector.name!r} "
+                f"does not tell: choose {remedy}, or suspect_ratio adaptive, or a share"
+            )
 
     @property
     @abstractmethod

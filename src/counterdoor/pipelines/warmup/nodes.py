@@ -27,12 +27,6 @@ from counterdoor.pipelines.plain import train_as_it_came
 from counterdoor.recipe import Recipe
 from counterdoor.stamp import Stamp
 
-READS = {
-    "in_parts": ("where samples lie in the two parts of their class", "detector ac"),
-    "signed": ("how much closer to a poison samples are", 'detector agpd with weight "sure"'),
-}
-"""What a rule may read off scores besides their order, and which detector tells it."""
-
 
 def check_plan(
     images: np.ndarray,
@@ -106,13 +100,7 @@ def check_plan(
 
 def _check_detector(detect: DetectParams, warmup: WarmupParams, defence: DefenceBase) -> None:
     """Raise ``ValueError`` unless what the detector looks at is trained, and it is understood."""
-    rule = defence.suspect_rule(detect.suspect_ratio)
-    if rule.reads and not getattr(detect.detector, rule.reads):
-        told, remedy = READS[rule.reads]
-        raise ValueError(
-            f"suspect_ratio {rule.name!r} reads {told}, which detector {detect.detector.name!r} "
-            f"does not tell: choose {remedy}, or suspect_ratio adaptive, or a share"
-        )
+    defence.suspect_rule(detect.suspect_ratio).check_reads(detect.detector)
     for need, key in (("warmup", "recipe"), ("plain", "plain_recipe")):
         if need in detect.detector.needs and getattr(warmup, key) is None:
             raise ValueError(
