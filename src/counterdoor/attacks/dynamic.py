@@ -46,7 +46,8 @@ class Dynamic(AttackBase):
         net: the classifier that the generators are trained with; epochs, batches and
             augmentation of its recipe are those of the pattern generator as well.
         width: channels of the generators' first layer, a multiple of 4.
-        mask_epochs: epochs of the mask generator, which is trained first and then frozen.
+        mask_epochs: epochs of the mask generator, which is trained first and then frozen;
+            25 in the authors' code.
         learning_rate: of both generators' Adam.
         mask_density: level up to which a mask's pixel costs nothing, in (0, 1).
         lambda_norm: weight of the masks' density loss.
@@ -65,7 +66,7 @@ class Dynamic(AttackBase):
     cover_ratio: float = Field(default=0.1, ge=0, lt=1)
     net: AttackerNet = AttackerNet(recipe=AttackerNet().recipe.model_copy(update={"epochs": 24}))
     width: int = Field(default=16, ge=4, multiple_of=4)
-    mask_epochs: int = Field(default=2, ge=1)
+    mask_epochs: int = Field(default=25, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
     mask_density: float = Field(default=0.032, gt=0, lt=1)
     lambda_norm: float = Field(default=100.0, ge=0)
