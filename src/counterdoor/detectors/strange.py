@@ -23,7 +23,7 @@ class Strange(UpToCeiling):
     Attributes:
         gap: in a strange class the mean of the scores above 0 and that of the others are at least
             so far apart, in (0, 1). On CIFAR-10, with 48 trusted samples a class, classes without
-            poison had 0.003 at most, on digits, with 20, 0.012 in a clean set.
+            poison had 0.008 at most, on digits, with 20, 0.012 in a clean set.
         trusted: and its trusted samples lie above 0 at most so many times as often as the
             untrusted, in [0, 1]. 1 is about what is to be expected without poison.
     """
