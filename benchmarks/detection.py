@@ -8,11 +8,12 @@ images are not looked at. The oracle is, to grade the detectors. A net that seve
 look at is trained once.
 
     export OMP_NUM_THREADS=1
-    python benchmarks/detection.py --records detection.jsonl [--parquet FOLDER] [--ratio 0.01]
+    python benchmarks/detection.py --records detection.jsonl [--parquet FOLDER] [--ratios 0.01 0.1]
     python benchmarks/detection.py --records detection.jsonl --table
 
-``--ratio`` is the share of all samples, and without it each attack has its own default; a
-clean-label attack takes at most 95 % of its class. ``--records`` is added to, and what is in it is
+``--ratios`` are shares of all samples, and without them each attack has its own default; a
+clean-label attack takes at most 95 % of its class. ``--parquet`` warms up as ``conf/cifar10``
+does, with a narrower net. ``--records`` is added to, and what is in it is
 not measured again.
 """
 
@@ -22,17 +23,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from attack_strength import ATTACKS, Records
-from suspect_share import add_data_options, parameters_of, poisoned_case, scored_ledger
+from overhead import resolved_parameters
 
 from counterdoor import params as p
 from counterdoor.attack_page import percent
 from counterdoor.attacks import AttackBase, NoAttack
 from counterdoor.checkpoint import results_shared_in
 from counterdoor.detectors import Fixed
+from counterdoor.engine import Engine
 from counterdoor.metrics import detection_rates
+from counterdoor.pipelines.attack.nodes import attack, prepare_attack
+from counterdoor.pipelines.detect.nodes import detect
 from counterdoor.pipelines.ingest.nodes import ingest
+from counterdoor.pipelines.warmup.nodes import learn_features, train_plain, warm_up
 from counterdoor.tracking import commit_tags, hardware
 
 DETECTORS: dict[str, dict[str, Any]] = {
@@ -52,6 +58,69 @@ DETECTORS: dict[str, dict[str, Any]] = {
         for name in ("scan", "spectre", "ensemble")
     },
 }
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """What :func:`parameters_of` reads."""
+    parser.add_argument("--parquet", help="CIFAR-10 in Parquet, in place of the digits")
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--widths", type=int, nargs=3, default=[32, 64, 128], help="of the net")
+
+
+def parameters_of(
+    options: argparse.Namespace, given: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The parameters of the embedded default, or of CIFAR-10 with a narrower net."""
+    if options.parquet is None:
+        return resolved_parameters(None, given)
+    parameters = resolved_parameters("cifar10", given)
+    source = {"name": "parquet", "path": options.parquet, "limit": options.images}
+    parameters["ingest"]["source"] = source
+    parameters["model"] |= {"widths": options.widths}
+    return parameters
+
+
+def poisoned_case(
+    parameters: dict[str, Any], read: dict[str, Any], attacking: p.AttackParams, seed: int
+) -> dict[str, Any]:
+    """One poisoned training set: ``images``, ``ledger`` and ``oracle``."""
+    images, ledger, info, tests = (read[k] for k in ("images", "ledger", "info", "test_images"))
+    engine = Engine.model_validate(parameters["engine"])
+    made = prepare_attack(images, ledger, info, attacking, seed, engine)["preparation"]
+    return attack(images, ledger, tests[:1], info, attacking, seed, made)
+
+
+def scored_ledger(
+    parameters: dict[str, Any], info: dict[str, Any], bad: dict[str, Any], seed: int
+) -> pd.DataFrame:
+    """The ledger that ``detect`` makes of a poisoned training set, after its warm-up."""
+    engine = Engine.model_validate(parameters["engine"])
+    images, ledger = bad["images"], bad["ledger"]
+    model = p.ModelParams.model_validate(parameters["model"])
+    warming = p.WarmupParams.model_validate(parameters["warmup"])
+    detecting = p.DetectParams.model_validate(parameters["detect"])
+    learning = p.FeaturesParams.model_validate(parameters["features"])
+    relabelling = p.RelabelParams.model_validate({"labeler": {"name": "drop"}, "trusted_stamps": 0})
+    net = warm_up(images, ledger, info, {}, warming, model, seed, engine)["net"]
+    plain = train_plain(images, ledger, info, {}, warming, model, seed, engine)["net"]
+    features = learn_features(
+        images, {}, learning, model, detecting, relabelling, seed, engine=engine
+    )["features"]
+    found = detect(
+        images, ledger, info, net, plain, detecting, seed, engine=engine, features=features
+    )
+    scored: pd.DataFrame = found["ledger"]
+    return scored
+
+
+def scored_case(
+    parameters: dict[str, Any], read: dict[str, Any], adversary: dict[str, Any], seed: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The scored ledger of one poisoned training set, and who is poisoned."""
+    attacking = p.AttackParams.model_validate(adversary)
+    bad = poisoned_case(parameters, read, attacking, seed)
+    scored = scored_ledger(parameters, read["info"], bad, seed)
+    return scored, bad["oracle"]["is_poisoned"].to_numpy()
 
 
 def with_ratio(adversary: AttackBase, ratio: float | None, num_classes: int) -> AttackBase:
@@ -108,7 +177,9 @@ def main() -> None:
         "--attacks", nargs="+", choices=["none", *ATTACKS], default=["none", *ATTACKS]
     )
     parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS))
-    parser.add_argument("--ratio", type=float, help="share of the samples that is poisoned")
+    parser.add_argument(
+        "--ratios", nargs="+", type=float, default=[None], help="shares of the samples poisoned"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--nets", type=Path, help="folder to keep trained nets in, for another run")
     parser.add_argument("--table", action="store_true", help="print the table of --records")
@@ -125,8 +196,13 @@ def main() -> None:
     for seed in options.seeds:
         ingesting = configured[options.detectors[0]]["ingest"]
         read = ingest(p.IngestParams.model_validate(ingesting), seed)
-        for name in options.attacks:
-            told = {"data": data, "attack": name, "ratio": options.ratio, "seed": seed}
+        cases = [
+            (name, ratio)
+            for name in options.attacks
+            for ratio in (options.ratios if name in ATTACKS else [0.0])
+        ]
+        for name, ratio in cases:
+            told = {"data": data, "attack": name, "ratio": ratio, "seed": seed}
             missing = [
                 each for each in options.detectors if not records.find(told | {"detector": each})
             ]
@@ -134,7 +210,7 @@ def main() -> None:
                 continue
             num_classes = len(read["info"]["class_names"])
             adversary = ATTACKS.get(name, NoAttack())
-            attacking = p.AttackParams(with_ratio(adversary, options.ratio, num_classes))
+            attacking = p.AttackParams(with_ratio(adversary, ratio, num_classes))
             bad = poisoned_case(configured[missing[0]], read, attacking, seed)
             with (
                 tempfile.TemporaryDirectory() as folder,

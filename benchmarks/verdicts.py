@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 from attack_strength import Records
-from suspect_share import add_data_options, parameters_of, scored_case
+from detection import add_data_options, parameters_of, scored_case
 
 from counterdoor import params as p
 from counterdoor.defending import spelt_out

@@ -9,13 +9,16 @@ from pydantic import ValidationError
 
 from counterdoor.attacks import AttackerNet, Dynamic
 from counterdoor.attacks.trigger_generator import TriggerGenerator
+from counterdoor.augment import Augment
 from counterdoor.models import DigitsCNN
 from counterdoor.recipe import Recipe
 
 OWN = AttackerNet(
     model=DigitsCNN(width=4), recipe=Recipe(epochs=3, batch_size=50, learning_rate=0.02)
 )
-ATTACK = Dynamic(net=OWN, width=4, mask_epochs=3, learning_rate=0.01, p_attack=0.2, p_cross=0.2)
+ATTACK = Dynamic(
+    net=OWN, victim=Augment(), width=4, mask_epochs=3, learning_rate=0.01, p_attack=0.2, p_cross=0.2
+)
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,13 @@ from counterdoor.attacks.trigger_generator import (
     diversity_loss,
     with_trigger,
 )
+from counterdoor.augment import Augment
 from counterdoor.checkpoint import under
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.epochs import Descent, Epochs, Step
 from counterdoor.feed import Samples
 from counterdoor.models import NormalisedNet, build_net
-from counterdoor.seeding import seeded_torch
+from counterdoor.seeding import seeded_torch, torch_generator
 
 SHARPNESS = 10.0
 """Of the mask generator: a mask is to be nearly 0 or 1 everywhere."""
@@ -40,11 +41,13 @@ class Dynamic(AttackBase):
     image's own trigger counts. In the paper the attacker controls the training: the net
     that was trained together with the generators is the one that is handed out. This is
     the data-level form: that net is thrown away, the frozen generators poison the training
-    set, covers carry the cross triggers, and the victim trains on it as usual.
+    set, covers carry the cross triggers, and the victim trains on it as usual. The victim moves
+    and mirrors images that carry their triggers already, so the attacker's net sees them so, too.
 
     Attributes:
         net: the classifier that the generators are trained with; epochs, batches and
             augmentation of its recipe are those of the pattern generator as well.
+        victim: how the attacker expects images to be augmented once they are poisoned.
         width: channels of the generators' first layer, a multiple of 4.
         mask_epochs: epochs of the mask generator, which is trained first and then frozen;
             25 in the authors' code.
@@ -65,6 +68,7 @@ class Dynamic(AttackBase):
     name: Literal["dynamic"] = "dynamic"
     cover_ratio: float = Field(default=0.1, ge=0, lt=1)
     net: AttackerNet = AttackerNet(recipe=AttackerNet().recipe.model_copy(update={"epochs": 24}))
+    victim: Augment = Augment(crop_padding=2, crop_fill="reflect", flip=True)
     width: int = Field(default=16, ge=4, multiple_of=4)
     mask_epochs: int = Field(default=25, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
@@ -102,7 +106,8 @@ class Dynamic(AttackBase):
         with seeded_torch(seed, "attack/net", engine.device):  # dropout draws from it
             training("attack/mask", self.mask_epochs, self._mask_step(mask))
             mask.requires_grad_(False)
-            training("attack/pattern", recipe.epochs, self._pattern_step(pattern, mask, net))
+            views = torch_generator(seed, "attack/views")
+            training("attack/pattern", recipe.epochs, self._pattern_step(pattern, mask, net, views))
         return {
             f"{name}/{key}": tensor.detach().cpu().contiguous()
             for name, generator in (("mask", mask), ("pattern", pattern))
@@ -181,7 +186,11 @@ class Dynamic(AttackBase):
         return step
 
     def _pattern_step(
-        self, pattern: TriggerGenerator, mask: TriggerGenerator, net: NormalisedNet
+        self,
+        pattern: TriggerGenerator,
+        mask: TriggerGenerator,
+        net: NormalisedNet,
+        views: torch.Generator,
     ) -> Step:
         """Cross-entropy on attacked, cross and clean images + lambda_div * diversity loss."""
         smoothing = self.net.recipe.label_smoothing
@@ -195,7 +204,7 @@ class Dynamic(AttackBase):
             triggered = with_trigger(images[:changed], mask(donors), patterns)
             wanted = labels.clone()
             wanted[:attacked] = self.labels.single_target or 0
-            logits = net(torch.cat([triggered, images[changed:]]))
+            logits = net(self.victim(torch.cat([triggered, images[changed:]]), views))
             entropy = F.cross_entropy(logits, wanted, label_smoothing=smoothing)
             loss = entropy + self.lambda_div * diversity_loss(donors, patterns)
             adam.zero_grad()
