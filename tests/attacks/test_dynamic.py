@@ -128,6 +128,19 @@ def test_the_seed_decides(digits):
     assert not torch.equal(first, other)
 
 
+def test_the_attackers_net_sees_images_as_the_victim_will(digits):
+    """Moved and mirrored after they are triggered; the masks are made before there is a net."""
+    images, labels = digits.images_nchw[:100], digits.labels[:100]
+    short = Dynamic(net=OWN, width=4, mask_epochs=1, victim=Augment())
+    as_it_is, mirrored = (
+        short.model_copy(update={"victim": victim}).prepare(images, labels, 10, seed=0)
+        for victim in (Augment(), Augment(flip=True))
+    )
+    for name, tensor in as_it_is.items():
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, mirrored[name]) == name.startswith("mask/")
+
+
 @pytest.mark.parametrize(
     ("n", "attacked", "donors"),
     [(50, 10, [*range(10), *range(11, 21)]), (2, 1, [0, 0]), (5, 1, [0, 2])],
