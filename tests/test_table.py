@@ -20,7 +20,7 @@ from counterdoor.cells import Job, Outcome, jobs_of
 from counterdoor.cli import cli
 from counterdoor.comparison import Cell, read_grid
 from counterdoor.results import Results
-from counterdoor.table import append_records, follow, measured, read_records
+from counterdoor.table import append_records, follow, measured, read_records, waiting
 from counterdoor.tracking import EXPERIMENT
 
 pytestmark = [
@@ -154,6 +154,30 @@ def call(*arguments):
     result = CliRunner().invoke(cli, ["table", "grid.yml", *arguments])
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def test_a_record_counts_wherever_the_images_lie(project):
+    """A run counts only for the images of its own place."""
+    here, there = (
+        jobs_of(
+            project,
+            [Cell("a", "d", 1, None, {"source_name": "parquet", "ingest": {"source": place}})],
+        )
+        for place in ({"path": "here"}, {"path": "there"})
+    )
+    assert here[0].variant != there[0].variant
+    assert here[0].record_key == there[0].record_key
+    add_run(here[0])
+    assert waiting(project, here, {}) == []
+    assert waiting(project, there, {}) == there
+    added = append_records(project / "cells.jsonl", here, Results.read(project), {})
+    assert len(added) == 1
+    known = read_records(project / "cells.jsonl")
+    assert waiting(project, there, known) == []
+    (found,) = measured(there, Results.read(project), known)
+    assert found.metrics["ca"] == 0.9
+    other = jobs_of(project, [Cell("a", "d", 2, None, {"source_name": "parquet", "seed": 2})])
+    assert waiting(project, other, known) == other
 
 
 def test_finished_cells_are_those_with_a_finished_run_of_the_same_parameters(project):

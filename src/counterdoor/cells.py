@@ -51,17 +51,24 @@ class Job:
         variant: digest of all its parameters but the seed.
         project_path: the project's root, on every machine that may run it.
         environment: environment variables of its process, besides those of its machine.
+        portable: digest as ``variant`` but for the places of the images; empty if it has none.
     """
 
     cell: Cell
     variant: str
     project_path: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    portable: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
         """What the run of this cell is known by."""
         return self.variant, self.cell.seed
+
+    @property
+    def record_key(self) -> tuple[str, int]:
+        """What its record is known by, on whatever machine."""
+        return self.portable or self.variant, self.cell.seed
 
     @property
     def log(self) -> Path:
@@ -99,16 +106,18 @@ def jobs_of(
         ConfigError: naming the cell and its parameter that there is not, or the two cells
             that are the same run.
     """
-    variants: dict[tuple[str, str], str] = {}
+    variants: dict[tuple[str, str], tuple[str, str]] = {}
     jobs: dict[tuple[str, int], Job] = {}
     for cell in cells:
         pair = cell.attack, cell.defence
         if pair not in variants:
             try:
-                variants[pair] = variant_of(_resolved(project_path, cell))
+                resolved = _resolved(project_path, cell)
+                variants[pair] = variant_of(resolved), variant_of(resolved, places=False)
             except ConfigError as error:
                 raise ConfigError(f"{cell}: {error}") from error
-        job = Job(cell, variants[pair], project_path, environment or {})
+        variant, portable = variants[pair]
+        job = Job(cell, variant, project_path, environment or {}, portable)
         if job.key in jobs:
             raise ConfigError(
                 f"'{cell}' and '{jobs[job.key].cell}' have the same parameters: leave one of them"

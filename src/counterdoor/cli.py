@@ -303,8 +303,8 @@ def attacks_page(where: str, records: tuple[Path, ...], out: Path, limit: int) -
 @click.option(
     "--records",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Cells measured before or elsewhere, a JSON line each: they are not run again, and new "
-    "ones are added.",
+    help="Cells of the same data measured before or elsewhere, a JSON line each: they are not run "
+    "again, wherever the data lie here, and new ones are added.",
 )
 @click.option(
     "--out",

@@ -24,7 +24,7 @@ KEPT_TAGS = ("commit", "commit.dirty", "hardware")
 
 Record = Mapping[str, Any]
 Records = Mapping[tuple[str, int], Record]
-"""Cells measured before or elsewhere, by variant and seed."""
+"""Cells measured before or elsewhere, by :attr:`Job.record_key`."""
 
 
 def read_records(path: Path | None) -> dict[tuple[str, int], Record]:
@@ -57,7 +57,7 @@ def append_records(
     Returns:
         The ones added.
     """
-    new = [job for job in jobs if job.key not in known]
+    new = [job for job in jobs if job.record_key not in known]
     rows = runs_of(new, results)
     added = []
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def append_records(
                 parameters = {k: v for k, v in cell.parameters.items() if k.startswith(KEPT)}
                 tags = {name: cell.tags[name] for name in KEPT_TAGS if name in cell.tags}
                 told = {"attack": job.cell.attack, "defence": job.cell.defence}
-                key = {"variant": job.variant, "seed": job.cell.seed}
+                key = dict(zip(("variant", "seed"), job.record_key, strict=True))
                 metrics = {k: v for k, v in cell.metrics.items() if "/" not in k}  # no curves
                 figures = {"metrics": metrics, "parameters": parameters, "tags": tags}
                 file.write(json.dumps({**told, **key, **figures}) + "\n")
@@ -78,8 +78,8 @@ def append_records(
 
 def waiting(project_path: Path, jobs: Sequence[Job], known: Records) -> list[Job]:
     """The jobs that have not run, and are not known from records."""
-    done = {*runs_of(jobs, Results.read(project_path)), *known}
-    return [job for job in jobs if job.key not in done]
+    done = runs_of(jobs, Results.read(project_path))
+    return [job for job in jobs if job.key not in done and job.record_key not in known]
 
 
 def follow(outcomes: Iterator[Outcome], *, done: int, total: int, console: Console) -> int:
@@ -191,8 +191,8 @@ def measured(jobs: Sequence[Job], results: Results, known: Records) -> list[page
     for job in jobs:
         if job.key in rows:
             found.append(_measured(job, rows[job.key], results))
-        elif job.key in known:
-            found.append(pages.Measured(job.cell, **known[job.key]))
+        elif job.record_key in known:
+            found.append(pages.Measured(job.cell, **known[job.record_key]))
     return found
 
 

@@ -317,14 +317,24 @@ def _log_torch(mlflow: Any, name: str, net: Any, shape: tuple[int, int, int], **
         )
 
 
-def variant_of(parameters: Mapping[str, Any]) -> str:
+PLACES = ("ingest.source.path", "ingest.trusted_path")
+"""Where images lie; another on every machine."""
+
+
+def variant_of(parameters: Mapping[str, Any], *, places: bool = True) -> str:
     """A digest of the experiment's parameters but the seed: equal for runs that differ by it alone.
 
     Those that only stages after the evaluation read are no part of it.
+
+    Args:
+        parameters: all parameters of the run, resolved.
+        places: whether the places of the images are a part; without them the digest is the same on
+            every machine, also for other images.
     """
     later = {key for stage in ("export", "selftest") for key in STAGES[stage][1]}
     kept = {key: value for key, value in parameters.items() if key not in later}
-    rest = {key: value for key, value in flatten(kept).items() if key != "seed"}
+    left = {"seed", *(() if places else PLACES)}
+    rest = {key: value for key, value in flatten(kept).items() if key not in left}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
