@@ -167,6 +167,8 @@ def test_a_record_counts_wherever_the_images_lie(project):
     )
     assert here[0].variant != there[0].variant
     assert here[0].record_key == there[0].record_key
+    (nowhere,) = jobs_of(project, [Cell("a", "d", 1, None, {})])
+    assert nowhere.record_key == nowhere.key
     add_run(here[0])
     assert waiting(project, here, {}) == []
     assert waiting(project, there, {}) == there

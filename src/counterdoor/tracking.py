@@ -329,12 +329,12 @@ def variant_of(parameters: Mapping[str, Any], *, places: bool = True) -> str:
     Args:
         parameters: all parameters of the run, resolved.
         places: whether the places of the images are a part; without them the digest is the same on
-            every machine, also for other images.
+            every machine, also for other images, and that of ``places`` if none is given.
     """
     later = {key for stage in ("export", "selftest") for key in STAGES[stage][1]}
     kept = {key: value for key, value in parameters.items() if key not in later}
-    left = {"seed", *(() if places else PLACES)}
-    rest = {key: value for key, value in flatten(kept).items() if key not in left}
+    told = {key: value for key, value in flatten(kept).items() if key != "seed"}
+    rest = {k: v for k, v in told.items() if places or v is None or k not in PLACES}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
