@@ -18,12 +18,10 @@ not measured again.
 """
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from attack_strength import ATTACKS, Records
 from overhead import resolved_parameters
@@ -38,7 +36,8 @@ from counterdoor.metrics import detection_rates
 from counterdoor.pipelines.attack.nodes import attack, prepare_attack
 from counterdoor.pipelines.detect.nodes import detect
 from counterdoor.pipelines.ingest.nodes import ingest
-from counterdoor.pipelines.warmup.nodes import learn_features, train_plain, warm_up
+from counterdoor.pipelines.warmup.nodes import check_plan, learn_features, train_plain, warm_up
+from counterdoor.stamp import Stamp
 from counterdoor.tracking import commit_tags, hardware
 
 DETECTORS: dict[str, dict[str, Any]] = {
@@ -101,6 +100,11 @@ def scored_ledger(
     detecting = p.DetectParams.model_validate(parameters["detect"])
     learning = p.FeaturesParams.model_validate(parameters["features"])
     relabelling = p.RelabelParams.model_validate({"labeler": {"name": "drop"}, "trusted_stamps": 0})
+    training = p.TrainParams.model_validate(parameters["train"])
+    stamp = Stamp.model_validate(parameters["stamp"])
+    check_plan(  # that the nets that the detector looks at are trained, among others
+        images, ledger, info, detecting, relabelling, training, stamp, model, warming, learning
+    )
     net = warm_up(images, ledger, info, {}, warming, model, seed, engine)["net"]
     plain = train_plain(images, ledger, info, {}, warming, model, seed, engine)["net"]
     features = learn_features(
@@ -111,16 +115,6 @@ def scored_ledger(
     )
     scored: pd.DataFrame = found["ledger"]
     return scored
-
-
-def scored_case(
-    parameters: dict[str, Any], read: dict[str, Any], adversary: dict[str, Any], seed: int
-) -> tuple[pd.DataFrame, np.ndarray]:
-    """The scored ledger of one poisoned training set, and who is poisoned."""
-    attacking = p.AttackParams.model_validate(adversary)
-    bad = poisoned_case(parameters, read, attacking, seed)
-    scored = scored_ledger(parameters, read["info"], bad, seed)
-    return scored, bad["oracle"]["is_poisoned"].to_numpy()
 
 
 def with_ratio(adversary: AttackBase, ratio: float | None, num_classes: int) -> AttackBase:
@@ -150,7 +144,7 @@ def graded(
 
 def table(records: Path) -> str:
     """Markdown: a row an attack and detector, mean ± std over the seeds in percent."""
-    found = pd.DataFrame([json.loads(line) for line in records.read_text().splitlines()])
+    found = pd.DataFrame(Records(records).all)
     rows = [
         "| data | attack | poisoned | detector | n | AUROC | precision at 5 % "
         "| own rule: suspected | precision | found |",

@@ -14,13 +14,12 @@ net. Every case is appended to ``--records`` as one JSON line, and not made agai
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from attack_strength import Records
-from detection import add_data_options, parameters_of, scored_case
+from detection import add_data_options, parameters_of, poisoned_case, scored_ledger
 
 from counterdoor import params as p
 from counterdoor.defending import spelt_out
@@ -40,7 +39,9 @@ def case(parameters: dict[str, Any], name: str, ratio: float, seed: int) -> dict
     # Of a clean-label attack the ratio is one of the target class, which it does not fill.
     share = min(ratio * len(info["class_names"]), 0.9) if name == "sig" else ratio
     adversary = {"name": name, **({"poison_ratio": share} if ratio else {})}
-    scored, poisoned = scored_case(parameters, read, adversary, seed)
+    bad = poisoned_case(parameters, read, p.AttackParams.model_validate(adversary), seed)
+    scored = scored_ledger(parameters, info, bad, seed)
+    poisoned = bad["oracle"]["is_poisoned"].to_numpy()
     detector = p.DetectParams.model_validate(parameters["detect"]).detector
     verdict = Judge()(scored, info["class_names"], in_parts=detector.in_parts)
     hit = int((poisoned & scored["suspect"].to_numpy()).sum())
@@ -57,7 +58,7 @@ def case(parameters: dict[str, Any], name: str, ratio: float, seed: int) -> dict
 
 def table(records: Path) -> str:
     """Markdown: how often each answer was given, a row a data set, attack and ratio."""
-    found = pd.DataFrame([json.loads(line) for line in records.read_text().splitlines()])
+    found = pd.DataFrame(Records(records).all)
     rows = [
         "| detector | data | attack | poisoned | n | evidence | undecided | no evidence "
         "| precision | found |",
