@@ -103,7 +103,7 @@ class Either(Several):
 
 
 class SuspectedByAny(UpToCeiling):
-    """Whom any member of the detector :class:`Either` suspects; may be nobody."""
+    """Whom any member of detector either suspects; may be nobody."""
 
     reads: ClassVar[Reads | None] = "decided"
 
