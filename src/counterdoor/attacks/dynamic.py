@@ -50,7 +50,7 @@ class Dynamic(AttackBase):
         victim: how the attacker expects images to be augmented once they are poisoned.
         width: channels of the generators' first layer, a multiple of 4.
         mask_epochs: epochs of the mask generator, which is trained first and then frozen;
-            25 in the authors' code.
+            25 in the authors' code, of batches twice as large.
         learning_rate: of both generators' Adam.
         mask_density: level up to which a mask's pixel costs nothing, in (0, 1).
         lambda_norm: weight of the masks' density loss.
@@ -67,10 +67,12 @@ class Dynamic(AttackBase):
 
     name: Literal["dynamic"] = "dynamic"
     cover_ratio: float = Field(default=0.1, ge=0, lt=1)
-    net: AttackerNet = AttackerNet(recipe=AttackerNet().recipe.model_copy(update={"epochs": 24}))
+    net: AttackerNet = AttackerNet(
+        recipe=AttackerNet().recipe.model_copy(update={"epochs": 24, "batch_size": 64})
+    )
     victim: Augment = Augment(crop_padding=2, crop_fill="reflect", flip=True)
     width: int = Field(default=16, ge=4, multiple_of=4)
-    mask_epochs: int = Field(default=25, ge=1)
+    mask_epochs: int = Field(default=12, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
     mask_density: float = Field(default=0.032, gt=0, lt=1)
     lambda_norm: float = Field(default=100.0, ge=0)
