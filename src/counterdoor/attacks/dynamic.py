@@ -50,7 +50,7 @@ class Dynamic(AttackBase):
         victim: how the attacker expects images to be augmented once they are poisoned.
         width: channels of the generators' first layer, a multiple of 4.
         mask_epochs: epochs of the mask generator, which is trained first and then frozen;
-            25 in the authors' code, of batches twice as large.
+            25 in the authors' code.
         learning_rate: of both generators' Adam.
         mask_density: level up to which a mask's pixel costs nothing, in (0, 1).
         lambda_norm: weight of the masks' density loss.
@@ -67,12 +67,10 @@ class Dynamic(AttackBase):
 
     name: Literal["dynamic"] = "dynamic"
     cover_ratio: float = Field(default=0.1, ge=0, lt=1)
-    net: AttackerNet = AttackerNet(
-        recipe=AttackerNet().recipe.model_copy(update={"epochs": 24, "batch_size": 64})
-    )
+    net: AttackerNet = AttackerNet(recipe=AttackerNet().recipe.model_copy(update={"epochs": 24}))
     victim: Augment = Augment(crop_padding=2, crop_fill="reflect", flip=True)
     width: int = Field(default=16, ge=4, multiple_of=4)
-    mask_epochs: int = Field(default=12, ge=1)
+    mask_epochs: int = Field(default=25, ge=1)
     learning_rate: float = Field(default=2e-3, gt=0)
     mask_density: float = Field(default=0.032, gt=0, lt=1)
     lambda_norm: float = Field(default=100.0, ge=0)
@@ -106,7 +104,7 @@ class Dynamic(AttackBase):
         recipe = self.net.recipe
         training = Epochs(samples, recipe, seed, engine)
         with seeded_torch(seed, "attack/net", engine.device):  # dropout draws from it
-            training("attack/mask", self.mask_epochs, self._mask_step(mask))
+            training("attack/mask", self.mask_epochs, self._mask_step(mask, net.std))
             mask.requires_grad_(False)
             views = torch_generator(seed, "attack/views")
             training("attack/pattern", recipe.epochs, self._pattern_step(pattern, mask, net, views))
@@ -172,14 +170,19 @@ class Dynamic(AttackBase):
             mask = TriggerGenerator(channels, 1, self.width, SHARPNESS)
             return mask, TriggerGenerator(channels, channels, self.width)
 
-    def _mask_step(self, mask: TriggerGenerator) -> Step:
-        """Sparse masks that differ: lambda_norm * density loss + lambda_div * diversity loss."""
+    def _mask_step(self, mask: TriggerGenerator, std: Tensor) -> Step:
+        """Sparse masks that differ: lambda_norm * density loss + lambda_div * diversity loss.
+
+        Images count as far apart as they are for a net, in standard deviations of the data, as in
+        the authors' code. Of their levels in [0, 1] masks would have less than half as many pixels.
+        """
         adam = torch.optim.Adam(mask.parameters(), self.learning_rate, BETAS)
 
         def step(images: Tensor, _labels: Tensor, _epoch: float) -> dict[str, Tensor]:
             maps = mask(images)
             density = density_loss(maps, self.mask_density)
-            loss = self.lambda_norm * density + self.lambda_div * diversity_loss(images, maps)
+            diversity = diversity_loss(images / std[:, None, None], maps)
+            loss = self.lambda_norm * density + self.lambda_div * diversity
             adam.zero_grad()
             torch.autograd.backward(loss)
             adam.step()
