@@ -114,6 +114,23 @@ def test_training_is_told_and_works(prepared, history):
     assert history[-1].progress["done"] == history[-1].progress["total"] == 1200
 
 
+def test_loss_of_the_masks_by_hand():
+    """Images are as far apart as in standard deviations, masks as they are."""
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    std = torch.tensor([0.1, 0.2, 0.4])
+    torch.manual_seed(0)
+    generator = TriggerGenerator(3, 1, 4, 10.0)
+    masks = generator(images).detach().numpy()
+    ratios = []
+    for i in range(4):
+        far = (images[i] - images[i - 1]).numpy() / std.numpy()[:, None, None]
+        apart = masks[i] - masks[i - 1]
+        ratios.append(np.sqrt((far**2).mean()) / np.sqrt((apart**2).mean()))
+    density = np.maximum(masks - ATTACK.mask_density, 0).mean()
+    told = ATTACK._mask_step(generator, std)(images, torch.zeros(4, dtype=torch.int64), 0.0)
+    assert float(told["loss"]) == pytest.approx(100 * density + np.mean(ratios), rel=1e-4)
+
+
 def test_the_seed_decides(digits):
     short = Dynamic(
         net=AttackerNet(model=DigitsCNN(width=1), recipe=Recipe(epochs=1, learning_rate=0.01)),
