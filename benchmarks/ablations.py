@@ -109,6 +109,9 @@ SETTINGS: dict[str, Setting] = {
     "… the surest half aligned, balanced, twice": (
         *(WHITE_3, "adaptive", TWICE | {"balanced_stamps": True}, {}, "vd surest half aligned"),
     ),
+    "… the surest quarter aligned, balanced, twice": (
+        *(WHITE_3, "adaptive", TWICE | {"balanced_stamps": True}, {}, "vd surest quarter aligned"),
+    ),
     "… the surest half aligned, once": (
         *(WHITE_3, "adaptive", TWICE | {"stamp_repeats": 1}, {}, "vd surest half aligned"),
     ),
@@ -120,6 +123,7 @@ NAMERS: dict[str, dict[str, Any]] = {
     "vd surest half": {"surest": 0.5},
     "vd surest three quarters": {"surest": 0.75},
     "vd surest half aligned": {"surest": 0.5, "align": True},
+    "vd surest quarter aligned": {"surest": 0.25, "align": True},
     "ud aligned": {"align": True},
 }
 
