@@ -59,12 +59,24 @@ def slow_trigger(image, donor, prepared, channels=1):
     return 255.0 * (image / 255.0 * (1.0 - mask) + pattern * mask)
 
 
+def same(levels, expected):
+    """Whether levels are the expected ones rounded, but for fp32's rounding at a half."""
+    return np.abs(levels - expected).max() < 0.55
+
+
 def test_each_image_gets_its_own_trigger(prepared, digits):
     images = digits.images_nchw[:8]
     triggered = ATTACK(images, prepared)
     for i in range(8):
-        expected = slow_trigger(images[i], images[i], prepared)
-        np.testing.assert_array_equal(triggered[i], np.rint(expected).astype(np.uint8))
+        assert same(triggered[i], slow_trigger(images[i], images[i], prepared))
+
+
+def test_a_trigger_does_not_depend_on_the_images_beside_it(prepared, digits):
+    """To the bit: sums are taken in one order whatever the number of images."""
+    images = digits.images_nchw[:70]
+    together = ATTACK(images, prepared)
+    alone = np.concatenate([ATTACK(image[None], prepared) for image in images])
+    np.testing.assert_array_equal(alone, together)
 
 
 def test_a_cover_gets_the_trigger_of_another_cover(prepared, digits):
@@ -74,9 +86,7 @@ def test_a_cover_gets_the_trigger_of_another_cover(prepared, digits):
     donors = []
     for i in range(7):
         (donor,) = [
-            j
-            for j in range(7)
-            if np.array_equal(covers[i], np.rint(slow_trigger(images[i], images[j], prepared)))
+            j for j in range(7) if same(covers[i], slow_trigger(images[i], images[j], prepared))
         ]
         donors.append(donor)
     assert sorted(donors) == list(range(7))
@@ -89,7 +99,7 @@ def test_a_cover_alone_gets_the_trigger_of_its_mirror_image(prepared, digits):
     image = digits.images_nchw[:1]
     cover = ATTACK.cover_images(image, np.random.default_rng(0), prepared)
     expected = slow_trigger(image[0], image[0][..., ::-1], prepared)
-    np.testing.assert_array_equal(cover[0], np.rint(expected))
+    assert same(cover[0], expected)
 
 
 def test_triggers_are_sparse_and_differ(prepared, more_digits):

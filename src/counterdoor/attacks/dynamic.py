@@ -29,6 +29,10 @@ from counterdoor.seeding import seeded_torch, torch_generator
 SHARPNESS = 10.0
 """Of the mask generator: a mask is to be nearly 0 or 1 everywhere."""
 
+ROWS = 32
+"""Images that the trained generators see at a time, always so many: sums are then taken in one
+order, and an image's trigger is, to the bit, its own whichever others are beside it."""
+
 BETAS = (0.5, 0.9)
 """Of the generators' Adam, as in the authors' code."""
 
@@ -152,15 +156,22 @@ class Dynamic(AttackBase):
                 f"the generators were made for {channels} channels, but the images have "
                 f"{images_nchw.shape[1]}; prepare the attack on images like these"
             )
-        # In fp64 rounding to levels does not depend on which images share a batch.
-        mask, pattern = (generator.double() for generator in self._generators(channels, seed=0))
-        mask.load_state_dict(under("mask/", prepared))
-        pattern.load_state_dict(under("pattern/", prepared))
+        mask, pattern = self._generators(channels, seed=0)
+        for generator, name in ((mask, "mask/"), (pattern, "pattern/")):
+            generator.load_state_dict(under(name, prepared))
+            generator.to(memory_format=torch.channels_last)
 
         def change(images: np.ndarray, donors: np.ndarray) -> np.ndarray:
-            x, other = (torch.from_numpy(each / 255.0) for each in (images, donors))
+            missing = (0, -len(images) % ROWS), (0, 0), (0, 0), (0, 0)
+            x, other = (
+                torch.from_numpy(np.pad(each, missing) / np.float32(255)).split(ROWS)
+                for each in (images, donors)
+            )
             with torch.inference_mode():
-                return 255.0 * with_trigger(x, mask(other), pattern(other)).numpy()
+                parts = [
+                    with_trigger(a, mask(b), pattern(b)) for a, b in zip(x, other, strict=True)
+                ]
+            return 255.0 * torch.cat(parts)[: len(images)].numpy()
 
         return by_chunks(change, images_nchw, donors_nchw)
 
