@@ -3,9 +3,8 @@
 For every attack, detector and seed: ingest, attack, the warm-up that the detector needs, detect;
 once with the fixed 5 %, once with a rule that looks at the scores where one goes with the
 detector (``lga``: adaptive, ``ac``: apart, ``agpd`` with the weight "sure": strange,
-``either``: those of any of its members). Test
-images are not looked at. The oracle is, to grade the detectors. A net that several detectors
-look at is trained once.
+``pattern``: carriers, ``either``: those of any of its members). Test images are not looked at.
+The oracle is, to grade the detectors. A net that several detectors look at is trained once.
 
     export OMP_NUM_THREADS=1
     python benchmarks/detection.py --records detection.jsonl [--parquet FOLDER] [--ratios 0.01 0.1]
@@ -47,6 +46,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
         "detector_name": "agpd",
         "detect": {"suspect_ratio": {"name": "strange"}, "detector": {"weight": "sure"}},
     },
+    "pattern": {"detector_name": "pattern", "detect": {"suspect_ratio": "carriers"}},
     "either": {"detector_name": "either", "detect": {"suspect_ratio": "either"}},
     "agpd": {
         "detector_name": "agpd",

@@ -20,6 +20,7 @@ from counterdoor.detectors import (
     Oracle,
     Random,
     SCAn,
+    SharedPattern,
     SuspectRatio,
 )
 from counterdoor.labelers import VD, Labeler
@@ -69,7 +70,8 @@ def test_members_are_distinct_named_components(union):
 
 def test_members_keep_the_order_of_the_union():
     assert list(members(Detector)) == [
-        *(LGA, LN, Random, SPECTRE, AGPD, SCAn, ActivationClustering, Ensemble, Either, Oracle)
+        *(LGA, LN, Random, SPECTRE, AGPD, SCAn, ActivationClustering),
+        *(SharedPattern, Ensemble, Either, Oracle),
     ]
 
 

@@ -371,6 +371,7 @@ NAMES = {
         "lga",
         "ln",
         "oracle",
+        "pattern",
         "random",
         "scan",
         "spectre",

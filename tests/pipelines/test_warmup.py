@@ -111,6 +111,7 @@ def test_an_adaptive_rule_tells_how_many_it_can_suspect(noise):
         ("apart", "agpd", "choose detector ac,"),
         ("strange", "ac", 'choose detector agpd with weight "sure",'),
         ("either", "ac", "choose detector either,"),
+        ("carriers", "ac", "choose detector pattern,"),
         ("strange", "agpd", 'choose detector agpd with weight "sure",'),  # the default weight
     ],
 )
@@ -122,7 +123,7 @@ def test_a_rule_that_reads_more_than_the_detector_tells_is_refused(noise, rule, 
 
 def test_a_rule_that_reads_what_the_detector_tells_is_not(noise):
     sure = {"name": "agpd", "weight": "sure"}
-    for detector, rule in ("ac", "apart"), (sure, "strange"):
+    for detector, rule in ("ac", "apart"), (sure, "strange"), ("pattern", "carriers"):
         assert check(noise(60), ledger_of(), rule, detector=detector)["n_suspects"] == 16
 
 

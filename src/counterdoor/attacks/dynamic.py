@@ -163,8 +163,9 @@ class Dynamic(AttackBase):
 
         def change(images: np.ndarray, donors: np.ndarray) -> np.ndarray:
             missing = (0, -len(images) % ROWS), (0, 0), (0, 0), (0, 0)
+            batches = -1, ROWS, *images.shape[1:]
             x, other = (
-                torch.from_numpy(np.pad(each, missing) / np.float32(255)).split(ROWS)
+                torch.from_numpy(np.pad(each, missing) / np.float32(255)).reshape(batches)
                 for each in (images, donors)
             )
             with torch.inference_mode():

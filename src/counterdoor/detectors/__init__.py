@@ -14,6 +14,7 @@ from counterdoor.detectors.ensemble import Ensemble
 from counterdoor.detectors.lga import LGA
 from counterdoor.detectors.ln import LN
 from counterdoor.detectors.oracle import Oracle
+from counterdoor.detectors.pattern import Carriers, SharedPattern
 from counterdoor.detectors.random import Random
 from counterdoor.detectors.scan import SCAn
 from counterdoor.detectors.spectre import SPECTRE
@@ -21,7 +22,17 @@ from counterdoor.detectors.strange import Strange
 from counterdoor.detectors.suspects import Fixed, SuspectRule
 
 Detector = Annotated[
-    LGA | LN | Random | SPECTRE | AGPD | SCAn | ActivationClustering | Ensemble | Either | Oracle,
+    LGA
+    | LN
+    | Random
+    | SPECTRE
+    | AGPD
+    | SCAn
+    | ActivationClustering
+    | SharedPattern
+    | Ensemble
+    | Either
+    | Oracle,
     Field(discriminator="name"),
 ]
 """Every detector that a configuration can name."""
@@ -35,7 +46,7 @@ def _spelt_out(given: Any) -> Any:
 
 
 SuspectRatio = Annotated[
-    Fixed | Adaptive | Apart | Strange | SuspectedByAny,
+    Fixed | Adaptive | Apart | Strange | Carriers | SuspectedByAny,
     Field(discriminator="name"),
     BeforeValidator(_spelt_out),
 ]
@@ -55,6 +66,7 @@ __all__ = [
     "ActivationClustering",
     "Adaptive",
     "Apart",
+    "Carriers",
     "Detector",
     "DetectorBase",
     "Either",
@@ -65,6 +77,7 @@ __all__ = [
     "Oracle",
     "Random",
     "SCAn",
+    "SharedPattern",
     "Strange",
     "SuspectRatio",
     "SuspectRule",

@@ -77,11 +77,13 @@ class DetectorBase(Component):
         in_parts: whether a score is the place between the two parts of its class, above 0 in
             the suspicious one, in a unit of the class's own.
         decided: whether scores are above 0 for suspects, and for nobody else.
+        carried: whether a score is how much of a pattern a sample carries, 1 for all of it.
     """
 
     judged: ClassVar[bool] = False
     in_parts: ClassVar[bool] = False
     decided: ClassVar[bool] = False
+    carried: ClassVar[bool] = False
 
     @property
     @abstractmethod

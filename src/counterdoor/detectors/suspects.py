@@ -14,13 +14,14 @@ from counterdoor.detectors.base import (
     suspect_count,
 )
 
-Reads = Literal["in_parts", "signed", "decided"]
+Reads = Literal["in_parts", "signed", "decided", "carried"]
 """Attributes of a detector that say what its scores tell besides an order."""
 
 TELLERS: dict[Reads, tuple[str, str]] = {
     "in_parts": ("where samples lie in the two parts of their class", "detector ac"),
     "signed": ("how much closer to a poison samples are", 'detector agpd with weight "sure"'),
     "decided": ("whom several detectors suspect", "detector either"),
+    "carried": ("how much of a pattern samples carry", "detector pattern"),
 }
 """What each of them is, and which detector tells it."""
 
