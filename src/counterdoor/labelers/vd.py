@@ -32,7 +32,10 @@ class VD(LabelerBase):
         stamp_inputs: predict on stamped images, as the authors' code does.
         surest: share of the suspects that are named, those first of which the classifier is
             surest that they are of another class than they came with (by that class's
-            probability), in (0, 1]; the others are left out of the training. 1 in the paper.
+            probability), in (0, 1]; the others are left out of the training, and so are those among
+            the former that it takes for the class they came with all the same: a trigger can look
+            like its target to a net that never saw it. With 1, as in the paper, such suspects stay
+            in the training as they came.
         align: name suspects on images moved so that their mean is that of all others, see
             :func:`~counterdoor.labelers.base.aligned`; not in the paper.
     """
@@ -61,13 +64,13 @@ class VD(LabelerBase):
         net = trained_on(case, rows, self.recipe, seed=seed, engine=engine)
         used = case.stamp if self.stamp_inputs else None
         logits = logits_of_all(net, case, align=self.align, stamp=used, engine=engine)
-        suspects = np.flatnonzero(case.ledger["suspect"])
         named = logits.argmax(1).numpy()
-        others = logits[suspects].softmax(1).numpy()
-        others[np.arange(len(suspects)), case.ledger["label"].to_numpy()[suspects]] = 0
-        sure = others.max(1)
-        unsure = suspects[
-            np.argsort(-sure, kind="stable")[math.ceil(self.surest * len(suspects)) :]
-        ]
-        named[unsure] = DROPPED
+        if self.surest < 1:
+            suspects = np.flatnonzero(case.ledger["suspect"])
+            given = case.ledger["label"].to_numpy()[suspects]
+            others = logits[suspects].softmax(1).numpy()
+            others[np.arange(len(suspects)), given] = 0
+            order = np.argsort(-others.max(1), kind="stable")
+            named[suspects[order[math.ceil(self.surest * len(suspects)) :]]] = DROPPED
+            named[suspects[named[suspects] == given]] = DROPPED
         return named
