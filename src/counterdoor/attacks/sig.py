@@ -18,7 +18,8 @@ class SIG(AttackBase):
     Barni, Kallas and Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption
     Without Label Poisoning" (ICIP 2019), equation 1. BackdoorBench has delta 40, f 6 and
     poisons 10 % of *all* samples, which on CIFAR-10 is the whole target class; here
-    ``poison_ratio`` is the share of the target class, and its default is ours.
+    ``poison_ratio`` is the share of the target class. Its default is ours: the more of the class
+    carry the wave, the fewer of its clean images are recognised.
 
     Attributes:
         delta: amplitude of the wave in levels, in (0, 255].
@@ -29,7 +30,7 @@ class SIG(AttackBase):
     capability: ClassVar[str] = "changes training images of the target class and keeps all labels"
 
     name: Literal["sig"] = "sig"
-    poison_ratio: float = Field(default=0.8, gt=0, lt=1)
+    poison_ratio: float = Field(default=0.5, gt=0, lt=1)
     delta: float = Field(default=40, gt=0, le=255)
     frequency: float = Field(default=6, gt=0)
 
