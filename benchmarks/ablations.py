@@ -112,6 +112,10 @@ SETTINGS: dict[str, Setting] = {
     "… the surest quarter aligned, balanced, twice": (
         *(WHITE_3, "adaptive", TWICE | {"balanced_stamps": True}, {}, "vd surest quarter aligned"),
     ),
+    "… the surest quarter, wrong names left out": (
+        *(WHITE_3, "adaptive", TWICE | {"balanced_stamps": True}, {}),
+        "vd surest quarter aligned, wrong left out",
+    ),
     "… the surest half aligned, once": (
         *(WHITE_3, "adaptive", TWICE | {"stamp_repeats": 1}, {}, "vd surest half aligned"),
     ),
@@ -126,6 +130,8 @@ NAMERS: dict[str, dict[str, Any]] = {
     "vd surest quarter aligned": {"surest": 0.25, "align": True},
     "ud aligned": {"align": True},
 }
+
+WRONG = ", wrong left out"
 
 FIFTH = {"agreed_stamps": 0.2, "stamp_repeats": 2}
 NOT_TRUSTED: dict[str, Setting] = {
@@ -200,6 +206,10 @@ class Case:
         """Of a labeler (asked once), or the oracle's."""
         if who == "oracle":
             return self.oracle["true_label"].to_numpy()
+        if who.endswith(WRONG):
+            named = self.pseudo_labels(who.removesuffix(WRONG), scored, stamp)
+            wrong = scored["suspect"].to_numpy() & (named != self.oracle["true_label"].to_numpy())
+            return np.where(wrong, DROPPED, named)
         if who not in self.named:
             name, *_ = who.split()
             labeler = resolved_parameters("cifar10", {"labeler_name": name})["relabel"]["labeler"]
