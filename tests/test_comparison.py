@@ -196,6 +196,19 @@ def test_one_part_is_ideal_against_attacks_of_the_usual_table(name):
         ]
 
 
+def test_what_pattern_adds_is_measured_against_attacks_of_the_usual_table():
+    """With the members that ``conf/cifar10`` has, and one more."""
+    more, usual = (read_grid(TABLES / f"{each}.yml") for each in ("pattern_cifar10", "cifar10"))
+    assert all(each in usual.attacks for each in more.attacks)
+    assert (more.env, more.parameters, more.seeds) == (usual.env, usual.parameters, usual.seeds)
+    conf = yaml.safe_load(
+        (TABLES.parents[1] / "conf/cifar10/parameters_detect.yml").read_text(encoding="utf-8")
+    )
+    (defence,) = more.defences
+    members = conf["_detector_changes"]["either"]["members"]
+    assert defence.parameters["detect.detector.members"][:-1] == members
+
+
 @pytest.mark.parametrize("name", ["unknown_digits", "unknown_cifar10"])
 def test_data_of_unknown_origin_is_defended_there_as_defend_does_it(name):
     grid = read_grid(TABLES / f"{name}.yml")
