@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from counterdoor.detectors.base import DetectorBase, Evidence, Need, check_scores, present
-from counterdoor.detectors.suspects import Reads, UpToCeiling
+from counterdoor.detectors.suspects import Reads, UpToCeiling, rare_among_trusted
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.training import predict_classes
 
@@ -48,11 +48,12 @@ class Carriers(UpToCeiling):
 
     def is_clear(self, carried: np.ndarray, trusted: np.ndarray) -> bool:
         """Whether there is a pattern; ``carried`` float64 and ``trusted`` bool, shape (N,)."""
-        carriers = carried > 0.5
-        free = carriers[~trusted]
-        if free.sum() < LEAST or free.mean() > 0.5 or between(carried[~trusted]) > self.between:
+        carriers, free = carried > 0.5, ~trusted
+        if carriers[free].sum() < LEAST or carriers[free].mean() > 0.5:
             return False
-        return not trusted.any() or bool(carriers[trusted].mean() <= self.trusted * free.mean())
+        if between(carried[free]) > self.between:
+            return False
+        return rare_among_trusted(carriers, trusted, self.trusted)
 
     def __call__(self, scores: np.ndarray, labels: np.ndarray, trusted: np.ndarray) -> np.ndarray:
         """Those above 0.5; see :class:`SuspectRule`."""
@@ -76,7 +77,8 @@ class SharedPattern(DetectorBase):
     It starts from every class, in which an all-to-one attacker's samples are dense, and from the
     samples that a net trained as usual gets wrong: it contradicts the labels of poisoned
     samples whose trigger it has not learnt, as all-to-all's at a small ratio. Of the groups that
-    are clear to :class:`Carriers` all are scored, else the one with the fewest in between.
+    are clear to :class:`Carriers`, with its defaults, all are scored, else the one with the
+    fewest in between.
 
     Blind to triggers that differ from image to image: a warp, input-aware ones.
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from counterdoor.detectors.base import check_scores
 from counterdoor.detectors.parts import separation
-from counterdoor.detectors.suspects import Reads, UpToCeiling
+from counterdoor.detectors.suspects import Reads, UpToCeiling, rare_among_trusted
 
 LEAST = 5
 """Fewer scores above 0 in a class are outliers: a poison's direction begins as one of them."""
@@ -52,8 +52,7 @@ class Strange(UpToCeiling):
 
     def _is_strange(self, scores: np.ndarray, trusted: np.ndarray) -> bool:
         """Whether the scores of a class say that a part of it is poisoned."""
-        above = scores[~trusted] > 0
-        if above.sum() < LEAST or separation(scores[~trusted]) < self.gap:
+        above, free = scores > 0, ~trusted
+        if above[free].sum() < LEAST or separation(scores[free]) < self.gap:
             return False
-        known = (scores[trusted] > 0).mean() if trusted.any() else 0.0
-        return bool(known <= self.trusted * above.mean())
+        return rare_among_trusted(above, trusted, self.trusted)

@@ -98,6 +98,18 @@ class UpToCeiling(SuspectRule):
         return flag_highest(scores, found, min(int(found.sum()), most))
 
 
+def rare_among_trusted(flagged: np.ndarray, trusted: np.ndarray, most: float) -> bool:
+    """Whether trusted samples are flagged at most ``most`` times as often as the others.
+
+    Args:
+        flagged: bool, shape (N,).
+        trusted: bool, shape (N,); if nobody is, the answer is yes.
+        most: of the others' share, in [0, 1].
+    """
+    known = flagged[trusted].mean() if trusted.any() else 0.0
+    return bool(known <= most * flagged[~trusted].mean())
+
+
 class Fixed(SuspectRule):
     """A fixed share of the untrusted samples, the most suspicious ones.
 
