@@ -626,6 +626,9 @@ def test_an_environment_with_another_choice_is_the_bases(model, labeler, env):
         assert values["model"] == base["model"]
     if labeler == "ud":
         assert values["relabel"]["labeler"] == {"name": "ud", "recipe": values["train"]["recipe"]}
+    elif (env, labeler) == ("cifar10", "nc"):
+        own = {"name": "nc", "distance": "mahalanobis", "align": True}
+        assert values["relabel"]["labeler"] == own
     elif labeler != "vd":
         assert values["relabel"]["labeler"] == base["relabel"]["labeler"]
     needed = {"external": {"target": "package.module.Net"}}.get(model, {})

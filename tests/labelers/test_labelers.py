@@ -261,8 +261,8 @@ def clouds():
     return features.astype(np.float32), ledger, true
 
 
-def slow_nearest(features, labels, suspect, scaling):
-    """Sample by sample, number by number."""
+def slow_nearest(features, labels, suspect, scaling, distance="euclidean"):
+    """Sample by sample, number by number; the covariance within classes by Ledoit and Wolf."""
     rows = [[float(value) for value in row] for row in features]
     if scaling == "unit":
         rows = [[v / math.sqrt(sum(w * w for w in row)) for v in row] for row in rows]
@@ -278,17 +278,83 @@ def slow_nearest(features, labels, suspect, scaling):
         own = [row for row, y, s in zip(rows, labels, suspect, strict=True) if y == label and not s]
         if own:
             centres[label] = [sum(column) / len(own) for column in zip(*own, strict=True)]
-    return [min(centres, key=lambda label: math.dist(centres[label], row)) for row in rows]
+    far = math.dist
+    if distance == "mahalanobis":
+        within = [
+            np.subtract(row, centres[y])
+            for row, y, s in zip(rows, labels, suspect, strict=True)
+            if not s
+        ]
+        n, p = len(within), len(within[0])
+        plain = sum(np.outer(x, x) for x in within) / n
+        mean = sum(plain[i, i] for i in range(p)) / p
+        spread = ((plain - mean * np.eye(p)) ** 2).sum()
+        noise = sum(((np.outer(x, x) - plain) ** 2).sum() for x in within) / n**2
+        part = min(noise, spread) / spread
+        inverse = np.linalg.inv((1 - part) * plain + part * mean * np.eye(p))
+
+        def far(a, b):
+            return np.subtract(a, b) @ inverse @ np.subtract(a, b)
+
+    return [min(centres, key=lambda label: far(centres[label], row)) for row in rows]
 
 
+@pytest.mark.parametrize("distance", ["euclidean", "mahalanobis"])
 @pytest.mark.parametrize("scaling", ["none", "unit", "standardise"])
-def test_nc_is_the_nearest_centre_of_the_unsuspected(noise, clouds, scaling):
+def test_nc_is_the_nearest_centre_of_the_unsuspected(noise, clouds, scaling, distance):
     features, ledger, true = clouds
     case = Case(noise(60), ledger, 4, MODEL, Stamp(colour="white"), features)
-    labels = NC(scaling=scaling)(case, seed=0)
+    labels = NC(scaling=scaling, distance=distance)(case, seed=0)
     suspect = ledger["suspect"].to_numpy()
-    assert labels.tolist() == slow_nearest(features, ledger["label"], suspect, scaling)
+    assert labels.tolist() == slow_nearest(features, ledger["label"], suspect, scaling, distance)
     assert (labels == true)[suspect].mean() > 0.8
+
+
+def test_nc_does_not_hear_what_every_class_differs_in_within_itself(noise, clouds):
+    features, ledger, true = clouds
+    direction = np.array([1, -1, 1, 1, -1]) * np.random.default_rng(4).normal(size=(60, 1)) * 30
+    case = Case(noise(60), ledger, 4, MODEL, Stamp(colour="white"), features + direction)
+    suspect = ledger["suspect"].to_numpy()
+    right = [
+        (NC(scaling="none", distance=distance)(case, seed=0) == true)[suspect].mean()
+        for distance in ("euclidean", "mahalanobis")
+    ]
+    assert right[0] < 0.7
+    assert right[1] > 0.8
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "mahalanobis"])
+def test_nc_aligned_does_not_hear_what_the_suspects_have_in_common(noise, clouds, distance):
+    features, ledger, true = clouds
+    suspect = ledger["suspect"].to_numpy()
+    pattern = np.outer(suspect, [20.0, -20, 20, 0, -20])
+    case = Case(noise(60), ledger, 4, MODEL, Stamp(colour="white"), features + pattern)
+    kept = case.features.copy()
+    usual, moved = (
+        NC(scaling="none", distance=distance, align=align)(case, seed=0) for align in (False, True)
+    )
+    np.testing.assert_array_equal(case.features, kept)
+    np.testing.assert_array_equal(usual[~suspect], moved[~suspect])
+    assert (usual == true)[suspect].mean() < 0.7
+    assert (moved == true)[suspect].mean() > 0.8
+
+
+def test_nc_aligned_without_suspects_is_as_usual(noise, clouds):
+    features, ledger, _ = clouds
+    nobody = ledger.assign(suspect=False)
+    case = Case(noise(60), nobody, 4, MODEL, Stamp(colour="white"), features)
+    named = [NC(align=align)(case, seed=0) for align in (False, True)]
+    np.testing.assert_array_equal(*named)
+
+
+def test_nc_with_one_sample_a_class_is_euclidean(noise, clouds):
+    """Nothing is known of what classes differ in."""
+    features, ledger, _ = clouds
+    of_class = [int(np.flatnonzero(ledger["label"] == k)[0]) for k in range(3)]
+    ledger = ledger.assign(suspect=~np.isin(np.arange(60), of_class))
+    case = Case(noise(60), ledger, 4, MODEL, Stamp(colour="white"), features)
+    named = [NC(distance=distance)(case, seed=0) for distance in ("euclidean", "mahalanobis")]
+    np.testing.assert_array_equal(*named)
 
 
 def test_nc_needs_no_trusted_sample(ledger):
