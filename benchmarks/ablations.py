@@ -129,6 +129,8 @@ NAMERS: dict[str, dict[str, Any]] = {
     "vd surest half aligned": {"surest": 0.5, "align": True},
     "vd surest quarter aligned": {"surest": 0.25, "align": True},
     "ud aligned": {"align": True},
+    "nc": {"distance": "euclidean", "align": False},
+    "nc aligned": {},
 }
 
 WRONG = ", wrong left out"
@@ -138,6 +140,7 @@ NOT_TRUSTED: dict[str, Setting] = {
     "nc, agreed stamps 2 %": (WHITE_3, "apart", FIFTH | {"agreed_stamps": 0.02}, {}, "nc"),
     "nc, agreed stamps 20 %": (WHITE_3, "apart", FIFTH, {}, "nc"),
     "nc, all agreed stamped, suspects once": (WHITE_3, "apart", {"agreed_stamps": 1.0}, {}, "nc"),
+    "nc aligned, agreed stamps 20 %": (WHITE_3, "apart", FIFTH, {}, "nc aligned"),
     "ud, agreed stamps 20 %": (WHITE_3, "apart", FIFTH, {}, "ud"),
     "ud aligned, agreed stamps 20 %": (WHITE_3, "apart", FIFTH, {}, "ud aligned"),
     "true labels, agreed stamps 20 %": (WHITE_3, "apart", FIFTH, {}, "oracle"),
