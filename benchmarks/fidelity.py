@@ -68,6 +68,7 @@ def case(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         started = time.perf_counter()
         name, *how = labeler.split("-")
         own = resolved_parameters("cifar10", {"labeler_name": name})
+        own["features"]["recipe"]["epochs"] = options.feature_epochs
         if name == "vd":
             own["relabel"]["labeler"] |= {"surest": 1, "align": how == ["aligned"]}
         elif not how:
@@ -97,10 +98,12 @@ def table(records: Records) -> str:
     """Markdown: a row an attack and a scale, mean ± std over the seeds."""
     found = pd.DataFrame(records.all)
     rows = [
-        f"| attack | images | net | n | precision at the share | {' | '.join(NAMERS.values())} |",
+        "| attack | images | net; epochs of the features | n | precision at the share | "
+        f"{' | '.join(NAMERS.values())} |",
         f"|---|---|---|---|---|{'---|' * len(NAMERS)}",
     ]
     found["net"] = ["compact, " + "/".join(map(str, widths)) for widths in found["widths"]]
+    found["net"] += "; " + found["feature_epochs"].astype(str)
     for (name, images, net), each in found.groupby(["attack", "n_train", "net"], sort=False):
         cells = [str(name), f"{images:,}", str(net), str(len(each))]
         for key in ("precision", *NAMERS):
@@ -120,6 +123,7 @@ def main() -> None:
     parser.add_argument("--labelers", nargs="+", default=["vd"], choices=list(NAMERS))
     parser.add_argument("--images", type=int, default=50_000, help="training images")
     parser.add_argument("--widths", type=int, nargs=3, default=[64, 256, 256], help="of the net")
+    parser.add_argument("--feature-epochs", type=int, default=10, help="of NC's features")
     parser.add_argument("--poison", type=float, default=0.1)
     parser.add_argument("--suspects", type=float, default=0.05)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -131,7 +135,7 @@ def main() -> None:
         return
     if options.parquet is None:
         parser.error("--parquet is needed to measure")
-    told = ("images", "widths", "poison", "suspects", "labelers")
+    told = ("images", "widths", "poison", "suspects", "labelers", "feature_epochs")
     for seed in options.seeds:
         for name in options.attacks:
             settings = {"attack": name, "seed": seed, **{k: getattr(options, k) for k in told}}
