@@ -3,8 +3,8 @@
 For each attack and seed, on CIFAR-10 in Parquet with the parameters of ``conf/cifar10``:
 ingest, attack, warm-up, LGA with a fixed share of suspects, and what VD and NC call these: as
 published, and as ``conf/cifar10`` has them (*aligned*; of VD all names, not the surest alone).
-Test images are not looked at. The oracle is, to grade (and
-NC's form in ``conf/cifar10`` was chosen by seed 0 with 10,000 images).
+Test images are not looked at. The oracle is, to grade; NC's form in ``conf/cifar10`` was
+chosen by seed 0 with 10,000 images.
 
     python benchmarks/fidelity.py --parquet FOLDER --records FILE
     python benchmarks/fidelity.py --records FILE --table

@@ -51,9 +51,9 @@ class NC(LabelerBase):
         if self.align and 0 < unsuspected.sum() < len(ledger):
             shift = scaled[unsuspected].mean(0) - scaled[~unsuspected].mean(0)
             scaled = scaled + np.outer(~unsuspected, shift)
-        labels = ledger["label"].to_numpy()
         known = scaled[unsuspected]
-        classes, of_class = np.unique(labels[unsuspected], return_inverse=True)
+        labels = ledger["label"].to_numpy()[unsuspected]
+        classes, of_class = np.unique(labels, return_inverse=True)
         centres = np.stack([known[of_class == k].mean(0) for k in range(len(classes))])
         within = known - centres[of_class]
         how: dict[str, Any] = {}
