@@ -70,6 +70,9 @@ def case(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         name, *how = labeler.split("-")
         own = resolved_parameters("cifar10", {"labeler_name": name})
         own["features"]["recipe"]["epochs"] = options.feature_epochs
+        own["features"]["layers"] = options.layers
+        own["features"]["contrast"]["temperature"] = options.temperature
+        own["features"]["contrast"]["views"]["size"] = options.view_size
         if name == "vd":
             own["relabel"]["labeler"] |= {"surest": 1, "align": how == ["aligned"]}
         elif not how:
@@ -80,10 +83,13 @@ def case(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
             *(images, {}, learning, model, detecting, naming, seed, engine),
             cached=features["features"],
         )
+        known = features["features"]
+        if labeler == "nc":  # as published, what the net's head would get
+            known = {key: values[:, -options.widths[-1] :] for key, values in known.items()}
         stamp = Stamp.model_validate(own["stamp"])
         named = relabel(
             *(images, scored, info, naming, model, stamp, seed, engine),
-            features=features["features"],
+            features=known,
         )["ledger"]
         found[labeler] = float((named["pseudo_label"].to_numpy() == true)[suspect].mean())
         seconds[labeler] = round(time.perf_counter() - started, 1)
@@ -99,12 +105,13 @@ def table(records: Records) -> str:
     """Markdown: a row an attack and a scale, mean ± std over the seeds."""
     found = pd.DataFrame(records.all)
     rows = [
-        "| attack | images | net; epochs of the features | n | precision at the share | "
+        "| attack | images | net; epochs; pixels; temperature; layers | n | LGA: precision | "
         f"{' | '.join(NAMERS.values())} |",
         f"|---|---|---|---|---|{'---|' * len(NAMERS)}",
     ]
     found["net"] = ["compact, " + "/".join(map(str, widths)) for widths in found["widths"]]
-    found["net"] += "; " + found["feature_epochs"].astype(str)
+    for key in ("feature_epochs", "view_size", "temperature", "layers"):
+        found["net"] += "; " + found[key].astype(str)
     for (name, images, net), each in found.groupby(["attack", "n_train", "net"], sort=False):
         cells = [str(name), f"{images:,}", str(net), str(len(each))]
         for key in ("precision", *NAMERS):
@@ -125,6 +132,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000, help="training images")
     parser.add_argument("--widths", type=int, nargs=3, default=[64, 256, 256], help="of the net")
     parser.add_argument("--feature-epochs", type=int, default=10, help="of NC's features")
+    parser.add_argument("--view-size", type=int, default=32, help="side of their views, pixels")
+    parser.add_argument("--temperature", type=float, default=0.5, help="of their loss")
+    parser.add_argument("--layers", choices=["last", "late", "all"], default="last")
     parser.add_argument("--poison", type=float, default=0.1)
     parser.add_argument("--suspects", type=float, default=0.05)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -136,7 +146,8 @@ def main() -> None:
         return
     if options.parquet is None:
         parser.error("--parquet is needed to measure")
-    told = ("images", "widths", "poison", "suspects", "labelers", "feature_epochs")
+    learning = ("feature_epochs", "view_size", "temperature", "layers")
+    told = ("images", "widths", "poison", "suspects", "labelers", *learning)
     for seed in options.seeds:
         for name in options.attacks:
             settings = {"attack": name, "seed": seed, **{k: getattr(options, k) for k in told}}

@@ -13,7 +13,7 @@ from torch import nn
 from counterdoor.component import Component, members
 from counterdoor.engine import Engine
 from counterdoor.features import Contrast, SimCLR, Views, features_of
-from counterdoor.models import DigitsCNN, External, Model
+from counterdoor.models import Compact, DigitsCNN, External, Model
 from counterdoor.recipe import Recipe
 
 MODEL = DigitsCNN(width=4, hidden=16)
@@ -140,6 +140,26 @@ class Clipped(Component):
 def test_a_linear_layer_that_is_not_the_head_is_refused(noise):
     with pytest.raises(ValueError, match=r"'clipped' gives \(2, 8\) .*, not \(2, 144\): that is"):
         simclr().check(Clipped(), noise(4))
+
+
+class Sized(Component):
+    """A net that takes images of 12 x 12 grey pixels alone."""
+
+    name: Literal["sized"] = "sized"
+
+    def __call__(self, channels, num_classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, num_classes))
+
+
+def test_views_of_another_size_need_a_model_that_takes_them(noise):
+    other = Contrast(views=Views(size=16))
+    simclr().check(Sized(), noise(4))
+    with pytest.raises(ValueError, match="'sized' takes images of 12 x 12, but no views of size"):
+        simclr(contrast=other).check(Sized(), noise(4))
+    net = Compact(widths=(8, 8, 8))
+    learn = simclr(contrast=other, recipe=QUICK)
+    learn.check(net, noise(4, 3, 20, 20))
+    assert learn(noise(4, 3, 20, 20), model=net, seed=0).shape == (4, 8)
 
 
 @pytest.mark.parametrize(

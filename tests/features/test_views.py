@@ -33,6 +33,7 @@ def test_shape_type_range_and_determinism(channels, views):
     before, state = given.clone(), torch.get_rng_state()
     seen = views(given, seeded())
     assert seen.shape == given.shape
+    assert views.model_copy(update={"size": 14})(given, seeded()).shape == (12, channels, 14, 12)
     assert seen.dtype == torch.float32
     assert seen.min() >= 0
     assert seen.max() <= 255
@@ -68,6 +69,16 @@ def test_every_image_is_changed_in_its_own_way(change):
 def test_nothing_changes_when_all_is_off():
     given = images()
     torch.testing.assert_close(Views(**STILL)(given, seeded()), given.float(), atol=1e-3, rtol=0)
+
+
+def test_smaller_views_show_the_same_crops():
+    """A ramp tells where each pixel comes from: every 2 x 2 pixels have become their mean."""
+    ramp = torch.arange(32).float().expand(20, 1, 32, 32)
+    views = Views(**STILL | {"crop_scale": (0.2, 0.9), "flip": True})
+    larger = torch.nn.functional.avg_pool2d(views(ramp, seeded()), 2)
+    smaller = views.model_copy(update={"size": 16})(ramp, seeded())
+    # Not at the border, where half a pixel of a larger view may be the repeated edge.
+    torch.testing.assert_close(smaller[..., 1:-1], larger[..., 1:-1], atol=1e-3, rtol=0)
 
 
 def test_half_of_the_images_are_mirrored():
@@ -117,12 +128,12 @@ def test_crops_have_the_area_and_ratio_asked_for_and_lie_inside():
     assert left.std() > 2
 
 
-def slow_resampled(image, matrix):
+def slow_resampled(image, matrix, rows, columns):
     channels, height, width = image.shape
-    out = torch.zeros_like(image)
-    for row in range(height):
-        for column in range(width):
-            x, y = (2 * column + 1) / width - 1, (2 * row + 1) / height - 1
+    out = torch.zeros(channels, rows, columns)
+    for row in range(rows):
+        for column in range(columns):
+            x, y = (2 * column + 1) / columns - 1, (2 * row + 1) / rows - 1
             u, v = (a * x + b * y + c for a, b, c in matrix.tolist())
             u = min(max(((u + 1) * width - 1) / 2, 0), width - 1)
             v = min(max(((v + 1) * height - 1) / 2, 0), height - 1)
@@ -136,11 +147,13 @@ def slow_resampled(image, matrix):
     return out
 
 
-def test_resampling():
+@pytest.mark.parametrize("size", [None, (4, 9)])
+def test_resampling(size):
     given = images(n=4).float()
     maps = torch.randn(4, 2, 3, generator=seeded())
-    for seen, image, matrix in zip(resampled(given, maps), given, maps, strict=True):
-        torch.testing.assert_close(seen, slow_resampled(image, matrix), atol=1e-2, rtol=1e-3)
+    for seen, image, matrix in zip(resampled(given, maps, size), given, maps, strict=True):
+        slow = slow_resampled(image, matrix, *(size or image.shape[1:]))
+        torch.testing.assert_close(seen, slow, atol=1e-2, rtol=1e-3)
 
 
 def slow_jitter(image, brightness, contrast, saturation, turn, colour):
@@ -243,7 +256,9 @@ def test_blur():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"hue": 0.6}, {"rotation": -1}, {"grey_share": 2}, {"turn": 1}], ids=str
+    "settings",
+    [{"hue": 0.6}, {"rotation": -1}, {"size": 8}, {"grey_share": 2}, {"turn": 1}],
+    ids=str,
 )
 def test_refused_settings(settings):
     with pytest.raises(ValidationError, match=next(iter(settings))):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from counterdoor.detectors.activations import activation_gradients, layer_names
+from counterdoor.activations import activation_gradients, layer_names
 from counterdoor.detectors.base import DetectorBase, Evidence, Need, check_trusted, present
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.training import predict_classes

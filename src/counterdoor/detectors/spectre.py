@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from counterdoor.detectors.activations import Depth, representations
+from counterdoor.activations import Depth, representations
 from counterdoor.detectors.base import DetectorBase, Evidence, Need, check_trusted, present
 from counterdoor.detectors.robust import inverse_root, principal_axes, trim, within_classes
 from counterdoor.engine import DEFAULT, Engine

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from counterdoor.activations import Depth, representations
 from counterdoor.augment import Augment
 from counterdoor.component import Component, Config
 from counterdoor.engine import DEFAULT, Engine
@@ -16,7 +17,7 @@ from counterdoor.feed import Samples
 from counterdoor.models import NormalisedNet, build_net
 from counterdoor.recipe import CrossEntropy, Recipe
 from counterdoor.seeding import seeded_torch
-from counterdoor.training import fit, predict_logits
+from counterdoor.training import fit
 
 REMEDY = "choose another model, or a detector and a labeler that need no features"
 
@@ -64,6 +65,10 @@ class SimCLR(Component):
         contrast: views and temperature.
         projection: dimension in which views are compared, behind two linear layers that
             are thrown away afterwards.
+        layers: what of the trained net the features are: what its head would get, or that and
+            means over places of what its layers give ("all", or the later half, "late"), each
+            layer's to length 1. Earlier layers tell in few epochs what the last one tells after
+            hundreds, triggers included.
         recipe: the training; its augmentation, loss transform and label smoothing have no
             meaning here and keep their defaults.
     """
@@ -71,6 +76,7 @@ class SimCLR(Component):
     name: Literal["simclr"] = "simclr"
     contrast: Contrast = Contrast()
     projection: int = Field(default=128, ge=2)
+    layers: Depth = "last"
     recipe: Recipe = Recipe(epochs=1000, batch_size=512, learning_rate=0.4)
 
     @model_validator(mode="after")
@@ -84,7 +90,10 @@ class SimCLR(Component):
         return self
 
     def check(self, model: Component, images_nchw: np.ndarray) -> None:
-        """Raise ``ValueError`` before any training unless the model has a head to take off."""
+        """Raise ``ValueError`` before any training unless the model's body fits.
+
+        It has to have a head to take off, and to take views of the size asked for.
+        """
         two = np.resize(images_nchw[:2], (2, *images_nchw.shape[1:]))
         net, head, width = self._untrained(model, two, seed=0)
         net.set_submodule(head, nn.Identity())
@@ -96,11 +105,24 @@ class SimCLR(Component):
                 f"not (2, {width}): that is not its head, so there are no features before it; "
                 f"{REMEDY}"
             )
+        size = self.contrast.views.size
+        if size is None:
+            return
+        views = self.contrast.inputs(torch.from_numpy(two), torch.Generator().manual_seed(0))
+        try:
+            with torch.no_grad(), seeded_torch(0, "check/net"):
+                net(views / 255.0)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"model {model.name!r} takes images of {two.shape[-2]} x {two.shape[-1]}, but no "
+                f"views of size {size} ({error}); leave features.contrast.views.size out, or "
+                "choose a model that takes any size"
+            ) from error
 
     def __call__(
         self, images_nchw: np.ndarray, *, model: Component, seed: int, engine: Engine = DEFAULT
     ) -> np.ndarray:
-        """Features of every image: what the trained net's head would get, in eval mode.
+        """Features of every image, from ``layers`` of the trained net in eval mode.
 
         The training takes one process, whatever the engine has.
 
@@ -117,10 +139,13 @@ class SimCLR(Component):
             ValueError: if the model has no linear layer as its head, or the training
                 diverges.
         """
+        from sklearn.preprocessing import normalize
+
         n = len(images_nchw)
         net, head, width = self._untrained(model, images_nchw, seed)
         with seeded_torch(seed, "features/projection"):
             layers = nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.projection)
+            end = nn.Linear(width, 1)  # of which the inputs count
         net.set_submodule(head, nn.Sequential(*layers))
         samples = Samples(images_nchw, np.arange(n), np.zeros(n, dtype=np.int64))
         fitted = fit(
@@ -131,8 +156,9 @@ class SimCLR(Component):
             engine=engine.alone(),
         )
         net.load_state_dict(fitted.state)
-        net.set_submodule(head, nn.Identity())
-        return predict_logits(net, images_nchw, engine=engine).numpy()
+        net.set_submodule(head, end)
+        parts = representations(net, images_nchw, self.layers, engine)
+        return parts[0] if self.layers == "last" else np.hstack([normalize(part) for part in parts])
 
     def _untrained(
         self, model: Component, images_nchw: np.ndarray, seed: int

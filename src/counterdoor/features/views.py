@@ -42,6 +42,10 @@ class Views(Config):
         grey_share: share of the images that lose their colour.
         blur_share: share of the images that are blurred.
         blur: smallest and largest deviation of the blur's Gaussian, in pixels.
+        size: longer side of a view in pixels, in [12, 4096]; nothing: that of the image. What
+            views of 24 pixels cost is half of what those of 32 do. A crop fills its view, so that
+            objects are larger in views than in images, and smaller views undo that as well
+            (Touvron et al., "Fixing the train-test resolution discrepancy", NeurIPS 2019).
     """
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -56,6 +60,7 @@ class Views(Config):
     grey_share: float = Field(default=0.2, ge=0, le=1)
     blur_share: float = Field(default=0.0, ge=0, le=1)
     blur: tuple[float, float] = (0.1, 2.0)
+    size: int | None = Field(default=None, ge=12, le=4096)
 
     @model_validator(mode="after")
     def _ranges(self) -> "Views":
@@ -76,7 +81,7 @@ class Views(Config):
             generator: a CPU generator; the draws do not depend on the device.
 
         Returns:
-            float32 of the same shape and range.
+            float32 of the same range and, without ``size``, of the same shape.
         """
         images = self._moved(images_nchw.to(torch.float32), generator)
         images = self._coloured(images, generator)
@@ -103,7 +108,11 @@ class Views(Config):
             across * cos * sign, -across * sin * height / width, shifts[0] * (1.0 - across),
             down * sin * sign * width / height, down * cos, shifts[1] * (1.0 - down),
         ]  # fmt: skip
-        return resampled(images, torch.stack(rows, 1).view(n, 2, 3).to(images.device))
+        if self.size is not None:
+            longer = max(height, width)
+            height, width = (round(self.size * side / longer) for side in (height, width))
+        maps = torch.stack(rows, 1).view(n, 2, 3)
+        return resampled(images, maps.to(images.device), (height, width))
 
     def _coloured(self, images: Tensor, generator: torch.Generator) -> Tensor:
         n = len(images)
@@ -122,15 +131,17 @@ def _uniform(n: int, low: float, high: float, generator: torch.Generator) -> Ten
     return low + (high - low) * torch.rand(n, generator=generator)
 
 
-def resampled(images_nchw: Tensor, maps: Tensor) -> Tensor:
+def resampled(images_nchw: Tensor, maps: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Look every image up, bilinearly, where its affine map says; the edge goes on outside.
 
     Args:
         images_nchw: float, shape (N, C, H, W).
         maps: shape (N, 2, 3), from a place (x, y, 1) of the view to one of the image, both
             from -1 (left, top edge) to 1.
+        size: height and width of the results; nothing: those of the images.
     """
-    grid = F.affine_grid(maps, list(images_nchw.shape), align_corners=False)
+    shape = [*images_nchw.shape[:2], *(size or images_nchw.shape[-2:])]
+    grid = F.affine_grid(maps, shape, align_corners=False)
     return F.grid_sample(images_nchw, grid, padding_mode="border", align_corners=False)
 
 

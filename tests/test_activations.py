@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from counterdoor.detectors.activations import activation_gradients, layer_names, representations
+from counterdoor.activations import activation_gradients, layer_names, representations
 from counterdoor.models import VGG16BN, Compact, DigitsCNN, build_net
 
 
