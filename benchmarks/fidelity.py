@@ -85,7 +85,7 @@ def case(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         )
         known = features["features"]
         if labeler == "nc":  # as published, what the net's head would get
-            known = {key: values[:, -options.widths[-1] :] for key, values in known.items()}
+            known = {"features": known["features"]}
         stamp = Stamp.model_validate(own["stamp"])
         named = relabel(
             *(images, scored, info, naming, model, stamp, seed, engine),

@@ -13,6 +13,7 @@ from torch import nn
 from counterdoor.component import Component, members
 from counterdoor.engine import Engine
 from counterdoor.features import Contrast, SimCLR, Views, features_of
+from counterdoor.features import simclr as simclr_module
 from counterdoor.models import Compact, DigitsCNN, External, Model
 from counterdoor.recipe import Recipe
 
@@ -24,6 +25,10 @@ VIEWS = Views(crop_scale=(0.5, 1.0), flip=False)
 def simclr(**changes):
     settings = {"contrast": Contrast(views=VIEWS), "projection": 8, "recipe": QUICK}
     return SimCLR(**settings | changes)
+
+
+def learnt(images, seed=3, **more):
+    return simclr()(images, model=MODEL, seed=seed, **more)["features"]
 
 
 def slow_nt_xent(first, second, temperature):
@@ -66,20 +71,55 @@ def test_inputs_are_two_different_views_of_every_image(noise):
 def test_features_are_those_before_the_head_and_repeat_under_a_seed(noise):
     images = noise(40)
     before, state = images.copy(), torch.get_rng_state()
-    features = simclr()(images, model=MODEL, seed=3)
+    features = learnt(images)
     assert features.shape == (40, 16)
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
-    np.testing.assert_array_equal(features, simclr()(images, model=MODEL, seed=3))
-    assert not np.array_equal(features, simclr()(images, model=MODEL, seed=4))
+    np.testing.assert_array_equal(features, learnt(images))
+    assert not np.array_equal(features, learnt(images, seed=4))
     np.testing.assert_array_equal(images, before)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_several_processes_are_asked_of_nobody(noise):
-    two = simclr()(noise(40), model=MODEL, seed=3, engine=Engine(accelerator="cpu", devices=2))
-    one = simclr()(noise(40), model=MODEL, seed=3, engine=Engine(accelerator="cpu"))
+    two = learnt(noise(40), engine=Engine(accelerator="cpu", devices=2))
+    one = learnt(noise(40), engine=Engine(accelerator="cpu"))
     np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(("layers", "units"), [("late", [8, 16]), ("all", [4, 8, 8, 16])])
+def test_earlier_layers_against_an_image_at_a_time(layers, units, noise, monkeypatch):
+    """The net is the same, whatever is kept of it; each layer's mean over places has length 1."""
+    nets, see = [], simclr_module.representations
+
+    def spied(net, *args):
+        nets.append(net)
+        return see(net, *args)
+
+    monkeypatch.setattr(simclr_module, "representations", spied)
+    images = noise(12)
+    features = simclr(layers=layers)(images, model=MODEL, seed=3)
+    np.testing.assert_array_equal(features["features"], learnt(images))
+    modules = nets[0].eval().modules()
+    looked_at = [each for each in modules if isinstance(each, nn.Conv2d | nn.Linear)][:-1]
+    given = []
+    for each in looked_at[-len(units) :]:
+        each.register_forward_hook(lambda *io: given.append(io[2][0]))
+    for image, row in zip(images, features["earlier"], strict=True):
+        given.clear()
+        with torch.no_grad():
+            nets[0](torch.tensor(image[None]).float() / 255.0)
+        means = [[float(one.mean()) for one in layer] for layer in given]
+        assert [len(layer) for layer in means] == units
+        slow = [value / math.hypot(*layer) for layer in means for value in layer]
+        np.testing.assert_allclose(row, slow, atol=1e-5)
+    tensors = {name: torch.from_numpy(each) for name, each in features.items()}
+    last, every = features_of(tensors, 12), features_of(tensors, 12, earlier=True)
+    np.testing.assert_array_equal(last, features["features"])
+    lengths = np.linalg.norm(last, axis=1, keepdims=True)
+    np.testing.assert_allclose(every, np.hstack([features["earlier"], last / lengths]), atol=1e-6)
+    del tensors["earlier"]
+    np.testing.assert_array_equal(features_of(tensors, 12, earlier=True), last)
 
 
 @pytest.mark.slow
@@ -91,7 +131,8 @@ def test_training_makes_classes_nearer_to_each_other(digits):
     def right(epochs, learning_rate):
         recipe = Recipe(epochs=epochs, batch_size=50, learning_rate=learning_rate)
         learn = SimCLR(contrast=contrast, projection=64, recipe=recipe)
-        features = learn(digits.images_nchw, model=DigitsCNN(width=8, hidden=64), seed=0)
+        net = DigitsCNN(width=8, hidden=64)
+        features = learn(digits.images_nchw, model=net, seed=0)["features"]
         known, labels = features[::2], digits.labels[::2]
         centres = np.stack([known[labels == label].mean(0) for label in range(10)])
         distances = ((features[1::2, None] - centres) ** 2).sum(2)
@@ -159,7 +200,7 @@ def test_views_of_another_size_need_a_model_that_takes_them(noise):
     net = Compact(widths=(8, 8, 8))
     learn = simclr(contrast=other, recipe=QUICK)
     learn.check(net, noise(4, 3, 20, 20))
-    assert learn(noise(4, 3, 20, 20), model=net, seed=0).shape == (4, 8)
+    assert learn(noise(4, 3, 20, 20), model=net, seed=0)["features"].shape == (4, 8)
 
 
 @pytest.mark.parametrize(

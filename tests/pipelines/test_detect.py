@@ -114,7 +114,7 @@ def test_features_reach_the_detector_that_needs_them(case):
     info = {"class_names": ["a", "b", "c", "d"]}
     params = DetectParams(detector={"name": "ln"}, suspect_ratio=0.2)
     values = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
-    artifact = {"features": torch.tensor(values)}
+    artifact = {"features": torch.tensor(values), "earlier": torch.zeros(50, 2)}  # not its business
     untrained = dataclasses.replace(net, state={})
     result = detect(images, ledger, info, untrained, untrained, params, 3, features=artifact)
     labels, trusted = ledger["label"].to_numpy(), ledger["trusted"].to_numpy()

@@ -139,5 +139,10 @@ def test_features_reach_the_labeler_that_needs_them(case):
     result = relabel(*given, features={"features": torch.tensor(values)})
     expected = NC()(Case(images, ledger, 3, MODEL.root, Stamp(), values), seed=0)
     assert result["ledger"]["pseudo_label"].tolist() == expected.tolist()
+    artifact = {"features": torch.tensor(values), "earlier": torch.tensor(values[::-1, :2].copy())}
+    every = np.hstack([values[::-1, :2], values / np.linalg.norm(values, axis=1, keepdims=True)])
+    expected = NC()(Case(images, ledger, 3, MODEL.root, Stamp(), every), seed=0)
+    result = relabel(*given, features=artifact)
+    assert result["ledger"]["pseudo_label"].tolist() == expected.tolist()
     with pytest.raises(ValueError, match="features are needed but have not been learnt"):
         relabel(*given)

@@ -12,6 +12,7 @@ from counterdoor.activations import Depth, representations
 from counterdoor.augment import Augment
 from counterdoor.component import Component, Config
 from counterdoor.engine import DEFAULT, Engine
+from counterdoor.features.learnt import EARLIER, KEY
 from counterdoor.features.views import Views
 from counterdoor.feed import Samples
 from counterdoor.models import NormalisedNet, build_net
@@ -65,10 +66,9 @@ class SimCLR(Component):
         contrast: views and temperature.
         projection: dimension in which views are compared, behind two linear layers that
             are thrown away afterwards.
-        layers: what of the trained net the features are: what its head would get, or that and
-            means over places of what its layers give ("all", or the later half, "late"), each
-            layer's to length 1. Earlier layers tell in few epochs what the last one tells after
-            hundreds, triggers included.
+        layers: what of the trained net is kept: "last", what its head would get; or besides that
+            what earlier layers give, "all" of them or the "late" half. In few epochs the earlier
+            ones learn more of the classes than the last one, and tell more of triggers, too.
         recipe: the training; its augmentation, loss transform and label smoothing have no
             meaning here and keep their defaults.
     """
@@ -121,7 +121,7 @@ class SimCLR(Component):
 
     def __call__(
         self, images_nchw: np.ndarray, *, model: Component, seed: int, engine: Engine = DEFAULT
-    ) -> np.ndarray:
+    ) -> dict[str, np.ndarray]:
         """Features of every image, from ``layers`` of the trained net in eval mode.
 
         The training takes one process, whatever the engine has.
@@ -133,7 +133,9 @@ class SimCLR(Component):
             engine: what to run on.
 
         Returns:
-            float32, shape (N, D).
+            ``features``, what the head would get: float32, shape (N, D). Besides that, unless
+            ``layers`` is "last", ``earlier``: float32, shape (N, E), means over places of what the
+            earlier layers give, each layer's to length 1.
 
         Raises:
             ValueError: if the model has no linear layer as its head, or the training
@@ -157,8 +159,11 @@ class SimCLR(Component):
         )
         net.load_state_dict(fitted.state)
         net.set_submodule(head, end)
-        parts = representations(net, images_nchw, self.layers, engine)
-        return parts[0] if self.layers == "last" else np.hstack([normalize(part) for part in parts])
+        *others, last = representations(net, images_nchw, self.layers, engine)
+        kept = {KEY: last}
+        if others:
+            kept[EARLIER] = np.hstack([normalize(part) for part in others])
+        return kept
 
     def _untrained(
         self, model: Component, images_nchw: np.ndarray, seed: int

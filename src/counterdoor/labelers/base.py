@@ -29,7 +29,8 @@ class Case:
         num_classes: number of classes K.
         model: the model component of the run.
         stamp: the stamp of the run.
-        features: float32, shape (N, D), learnt without labels, for a labeler that needs them.
+        features: float32, shape (N, D), learnt without labels, for a labeler that needs them;
+            of as many layers as ``features.layers`` keeps.
         true_labels: int64, shape (N,), for a labeler with ``needs_truth`` in an ablation,
             ``None`` wherever a defender is at work.
     """

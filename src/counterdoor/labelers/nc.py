@@ -12,7 +12,7 @@ class NC(LabelerBase):
     """Nearest centre: the class whose unsuspected samples' mean features are closest.
 
     It needs no trusted sample. Source: NAB, section 4.2. How features are scaled is not
-    published.
+    published. It looks at all layers that ``features.layers`` keeps; the paper's at the last one.
 
     Attributes:
         scaling: ``none``; ``unit``, each sample's features to length 1; or

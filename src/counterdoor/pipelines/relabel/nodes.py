@@ -57,13 +57,14 @@ def relabel(
     """
     check_ledger(ledger, images, "trusted", "suspect")
     labeler = params.labeler if defence.root.needs_pseudo_labels else Drop()
+    seen = features_of(features, len(images), earlier=True) if labeler.needs_features else None
     case = Case(
         images,
         ledger,
         len(info["class_names"]),
         model.root,
         stamp,
-        features=features_of(features, len(images)) if labeler.needs_features else None,
+        features=seen,
         true_labels=None if oracle is None else oracle["true_label"].to_numpy(),
     )
     pseudo_labels = labeler(case, seed=seed, engine=engine)

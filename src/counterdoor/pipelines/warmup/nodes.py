@@ -10,7 +10,7 @@ from torch import Tensor
 
 from counterdoor.defences import DefenceBase
 from counterdoor.engine import DEFAULT, Engine
-from counterdoor.features.learnt import KEY, NONE, is_learnt
+from counterdoor.features.learnt import NONE, is_learnt
 from counterdoor.forecast import needs_features
 from counterdoor.ledger import check_ledger
 from counterdoor.params import (
@@ -188,8 +188,8 @@ def learn_features(
         defence: whether it needs suspects and pseudo-labels at all.
 
     Returns:
-        ``features``: one CPU tensor of that name, float32 (N, D), or (0, 0) if nobody has
-        needed them so far.
+        ``features``: a CPU tensor of that name, float32 (N, D), or (0, 0) if nobody has
+        needed them so far; and ``earlier``, float32 (N, E), if ``params`` keep earlier layers.
 
     Source: DBD (Huang et al., ICLR 2022), section 4.1.
     """
@@ -198,7 +198,7 @@ def learn_features(
     if not needs_features(detect, relabel, defence.root):
         return {"features": dict(NONE)}
     learnt = params.root(images, model=model.root, seed=seed, engine=engine)
-    return {"features": {KEY: torch.from_numpy(learnt)}}
+    return {"features": {name: torch.from_numpy(each) for name, each in learnt.items()}}
 
 
 def _train(
