@@ -627,7 +627,7 @@ def test_an_environment_with_another_choice_is_the_bases(model, labeler, env):
     if labeler == "ud":
         assert values["relabel"]["labeler"] == {"name": "ud", "recipe": values["train"]["recipe"]}
     elif (env, labeler) == ("cifar10", "nc"):
-        own = {"name": "nc", "distance": "mahalanobis", "align": True}
+        own = {"name": "nc", "distance": "mahalanobis", "align": True, "spread": 0.25}
         assert values["relabel"]["labeler"] == own
     elif labeler != "vd":
         assert values["relabel"]["labeler"] == base["relabel"]["labeler"]

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from counterdoor.feed import Samples
 from counterdoor.labelers import NC, UD, VD, Case, Drop, Oracle
 from counterdoor.labelers.base import aligned
+from counterdoor.labelers.nc import surplus
 from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.models import DigitsCNN, build_net
 from counterdoor.recipe import Recipe
@@ -345,6 +347,38 @@ def test_nc_aligned_without_suspects_is_as_usual(noise, clouds):
     case = Case(noise(60), nobody, 4, MODEL, Stamp(colour="white"), features)
     named = [NC(align=align)(case, seed=0) for align in (False, True)]
     np.testing.assert_array_equal(*named)
+
+
+def test_nc_does_not_hear_what_only_the_suspects_vary_in(noise, clouds):
+    """A trigger that is stronger on one image than on another, in one direction."""
+    features, ledger, true = clouds
+    suspect = ledger["suspect"].to_numpy()
+    strength = suspect * np.random.default_rng(5).normal(size=60) * 30
+    case = Case(
+        *(noise(60), ledger, 4, MODEL, Stamp(colour="white")),
+        features + np.outer(strength, [1, -1, 1, 0, -1]),
+    )
+    deaf, hears = (
+        NC(scaling="none", distance="mahalanobis", align=True, spread=spread)(case, seed=0)
+        for spread in (0.0, 0.5)
+    )
+    assert (deaf == true)[suspect].mean() < 0.7
+    assert (hears == true)[suspect].mean() > 0.75
+    nobody = replace(case, ledger=ledger.assign(suspect=False))
+    named = [NC(distance="mahalanobis", spread=spread)(nobody, seed=0) for spread in (0.0, 0.5)]
+    np.testing.assert_array_equal(*named)
+
+
+def test_thesurplus_is_a_covariance_that_only_the_first_have():
+    rng = np.random.default_rng(0)
+    others = rng.normal(size=(20_000, 3)) * [1.0, 2.0, 3.0]
+    some = rng.normal(size=(20_000, 3)) * [2.0, 2.0, 1.0]
+    np.testing.assert_allclose(surplus(some, others), np.diag([3.0, 0.0, 0.0]), atol=0.15)
+
+
+def test_spread_is_of_a_covariance():
+    with pytest.raises(ValidationError, match="spread counts with distance: mahalanobis alone"):
+        NC(spread=0.5)
 
 
 def test_nc_with_one_sample_a_class_is_euclidean(noise, clouds):
