@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from counterdoor.detectors.robust import inverse_root
 from counterdoor.detectors.spectre import quantum_entropy_scores, squares
+from counterdoor.robust import inverse_root
 
 
 def cloud(n, k, seed=0):

@@ -9,8 +9,8 @@ from pydantic import Field
 from counterdoor.activations import Depth, representations
 from counterdoor.detectors.base import DetectorBase, Evidence, Need, check_trusted, present
 from counterdoor.detectors.parts import parted, valley
-from counterdoor.detectors.robust import inverse_root, principal_axes, within_classes
 from counterdoor.engine import DEFAULT, Engine
+from counterdoor.robust import inverse_root, principal_axes, within_classes
 
 GAP = 0.1
 """A valley with so many samples halves the scores of its class."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from counterdoor.detectors.robust import within_classes
+from counterdoor.robust import within_classes
 
 ROUNDS = 50
 """The two parts settle in at most so many rounds."""

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from counterdoor.activations import Depth, representations
 from counterdoor.detectors.base import DetectorBase, Evidence, Need, check_trusted, present
-from counterdoor.detectors.robust import inverse_root, principal_axes, trim, within_classes
 from counterdoor.engine import DEFAULT, Engine
+from counterdoor.robust import inverse_root, principal_axes, trim, within_classes
 
 MOST_COMPONENTS = 100
 """The largest k that is tried, as in the authors' code."""

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.labelers.base import Case, LabelerBase
+from counterdoor.robust import inverse_root
 
 
 class NC(LabelerBase):
@@ -71,9 +72,7 @@ class NC(LabelerBase):
             covariance = LedoitWolf(assume_centered=True).fit(within).covariance_
             if self.spread and (~unsuspected).sum() > 1:
                 covariance += self.spread * surplus(scaled[~unsuspected], known)
-            values, vectors = np.linalg.eigh(covariance)
-            varied = values > values[-1] * len(values) * np.finfo(np.float64).eps
-            whitening = vectors[:, varied] / np.sqrt(values[varied])
+            whitening = inverse_root(covariance)
             scaled, centres = scaled @ whitening, centres @ whitening
         closest = pairwise_distances_argmin(scaled, centres)
         nearest: np.ndarray = classes[closest]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from counterdoor.detectors.robust import (
+from counterdoor.robust import (
     inverse_root,
     principal_axes,
     trim,
