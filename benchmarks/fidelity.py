@@ -3,8 +3,8 @@
 For each attack and seed, on CIFAR-10 in Parquet with the parameters of ``conf/cifar10``:
 ingest, attack, warm-up, LGA with a fixed share of suspects, and what VD and NC call these: as
 published, and as ``conf/cifar10`` has them (*aligned*; of VD all names, and the surest alone, which
-it does; NC by the last layer's features, and by those of all layers). Test images are not looked at.
-The oracle is, to grade; NC's alignment was chosen by seed 0 with 10,000 images.
+it does; NC by the last layer's features, and by those of all layers). Test images are not looked
+at. The oracle is, to grade; NC's alignment was chosen by seed 0 with 10,000 images.
 ``nc-layers (trusted)`` is NC's accuracy on the trusted images, which a defender can see.
 
     python benchmarks/fidelity.py --parquet FOLDER --records FILE
