@@ -127,6 +127,7 @@ def table(records: Records) -> str:
     for key in ("feature_epochs", "view_size", "temperature"):
         found["net"] += "; " + found[key].astype(str)
     for (name, images, net), each in found.groupby(["attack", "n_train", "net"], sort=False):
+        each = each.groupby("seed").first()  # lines of several labelers, one seed
         cells = [str(name), f"{images:,}", str(net), str(len(each))]
         for key in ("precision", *NAMERS):
             values = 100 * each.get(key, pd.Series(dtype=float)).dropna()
