@@ -82,9 +82,8 @@ def case(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         own["features"]["recipe"]["epochs"] = options.feature_epochs
         own["features"]["contrast"]["temperature"] = options.temperature
         own["features"]["contrast"]["views"]["size"] = options.view_size
-        if name == "vd":
-            if how != ["surest"]:
-                own["relabel"]["labeler"] |= {"surest": 1, "align": how == ["aligned"]}
+        if name == "vd" and how != ["surest"]:
+            own["relabel"]["labeler"] |= {"surest": 1, "align": how == ["aligned"]}
         elif not how:
             own["relabel"]["labeler"] = {"name": name}
         naming = p.RelabelParams.model_validate(own["relabel"])
