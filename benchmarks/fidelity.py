@@ -3,8 +3,9 @@
 For each attack and seed, on CIFAR-10 in Parquet with the parameters of ``conf/cifar10``:
 ingest, attack, warm-up, LGA with a fixed share of suspects, and what VD and NC call these: as
 published, and as ``conf/cifar10`` has them (*aligned*; of VD all names, and the surest alone, which
-it does; NC by the last layer's features, and by those of all layers). Test images are not looked
-at. The oracle is, to grade; NC's alignment was chosen by seed 0 with 10,000 images.
+it does; NC by the last layer's features, and by those of all layers). *Longer* is VD aligned, all
+named, trained by ``LONGER``. Test images are not looked at. The oracle is, to grade; NC's alignment
+was chosen by seed 0 with 10,000 images, and ``LONGER`` by validation images with 10,000.
 ``nc-layers (trusted)`` is NC's accuracy on the trusted images, which a defender can see.
 
     python benchmarks/fidelity.py --parquet FOLDER --records FILE
@@ -38,11 +39,22 @@ from counterdoor.tracking import commit_tags, hardware
 NAMERS = {
     "vd": "VD",
     "vd-aligned": "VD, aligned",
+    "vd-longer": "VD, aligned, longer",
     "vd-surest": "VD, aligned, the surest quarter",
     "nc": "NC",
     "nc-aligned": "NC, aligned",
     "nc-layers": "NC, aligned, all layers",
 }
+
+LONGER = {
+    "epochs": 32,
+    "batch_size": 64,
+    "muon": {"learning_rate": 0.12, "momentum": 0.6},
+    "learning_rate": 0.4,
+    "weight_decay": 1.33e-3,
+    "label_smoothing": 0.2,
+}
+"""What the longer recipe of VD changes in that of ``conf/cifar10``."""
 
 
 def case(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
@@ -83,7 +95,9 @@ def case(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         own["features"]["contrast"]["temperature"] = options.temperature
         own["features"]["contrast"]["views"]["size"] = options.view_size
         if name == "vd" and how != ["surest"]:
-            own["relabel"]["labeler"] |= {"surest": 1, "align": how == ["aligned"]}
+            own["relabel"]["labeler"] |= {"surest": 1, "align": how != []}
+            if how == ["longer"]:
+                own["relabel"]["labeler"]["recipe"] |= LONGER
         elif not how:
             own["relabel"]["labeler"] = {"name": name}
         naming = p.RelabelParams.model_validate(own["relabel"])
