@@ -3,10 +3,11 @@
 For each attack and seed, on CIFAR-10 in Parquet with the parameters of ``conf/cifar10``:
 ingest, attack, warm-up, LGA with a fixed share of suspects, and what VD and NC call these: as
 published, and as ``conf/cifar10`` has them (*aligned*; of VD all names, and the surest alone, which
-it does; NC by the last layer's features, and by those of all layers). *Longer* is VD aligned, all
-named, trained by ``LONGER``. Test images are not looked at. The oracle is, to grade; NC's alignment
-was chosen by seed 0 with 10,000 images, and ``LONGER`` by validation images with 10,000.
-``nc-layers (trusted)`` is NC's accuracy on the trusted images, which a defender can see.
+it does; NC by the last layer's features, by those of all layers, and by those of patches).
+*Longer* is VD aligned, all named, trained by ``LONGER``. Test images are not looked at. The oracle
+is, to grade; NC's alignment was chosen by seed 0 with 10,000 images, and ``LONGER`` by validation
+images with 10,000. ``nc-layers (trusted)`` is NC's accuracy on the trusted images, which a defender
+can see; they are among those that its centres are of.
 
     python benchmarks/fidelity.py --parquet FOLDER --records FILE
     python benchmarks/fidelity.py --records FILE --table
@@ -44,6 +45,7 @@ NAMERS = {
     "nc": "NC",
     "nc-aligned": "NC, aligned",
     "nc-layers": "NC, aligned, all layers",
+    "nc-patches": "NC, images aligned, patches",
 }
 
 LONGER = {
@@ -86,14 +88,16 @@ def case(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     )
     found: dict[str, Any] = {"precision": rates["precision"], "auroc": rates["auroc"]}
     true = oracle["true_label"].to_numpy()
-    features: dict[str, Any] = {"features": None}
+    features: dict[str, Any] = {}
     for labeler in options.labelers:
         started = time.perf_counter()
         name, *how = labeler.split("-")
-        own = resolved_parameters("cifar10", {"labeler_name": name})
-        own["features"]["recipe"]["epochs"] = options.feature_epochs
-        own["features"]["contrast"]["temperature"] = options.temperature
-        own["features"]["contrast"]["views"]["size"] = options.view_size
+        source = "patches" if how == ["patches"] else "simclr"
+        own = resolved_parameters("cifar10", {"labeler_name": name, "features_name": source})
+        if source == "simclr":
+            own["features"]["recipe"]["epochs"] = options.feature_epochs
+            own["features"]["contrast"]["temperature"] = options.temperature
+            own["features"]["contrast"]["views"]["size"] = options.view_size
         if name == "vd" and how != ["surest"]:
             own["relabel"]["labeler"] |= {"surest": 1, "align": how != []}
             if how == ["longer"]:
@@ -102,17 +106,17 @@ def case(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
             own["relabel"]["labeler"] = {"name": name}
         naming = p.RelabelParams.model_validate(own["relabel"])
         learning = p.FeaturesParams.model_validate(own["features"])
-        features = learn_features(
+        features[source] = known = learn_features(
             *(images, {}, learning, model, detecting, naming, seed, engine),
-            cached=features["features"],
-        )
-        known = features["features"]
-        if known is not None and how != ["layers"]:  # what the net's head would get
+            cached=features.get(source),
+        )["features"]
+        if source == "simclr" and how != ["layers"]:  # what the net's head would get
             known = {KEY: known[KEY]}
         stamp = Stamp.model_validate(own["stamp"])
         named = relabel(
             *(images, scored, info, naming, model, stamp, seed, engine),
             features=known,
+            learner=learning,
         )["ledger"]
         names = named["pseudo_label"].to_numpy()
         right = names == true

@@ -11,6 +11,7 @@ from counterdoor.catalogue import FAMILIES, catalogue
 from counterdoor.component import members
 from counterdoor.defences import NAB, Defence, FinePruning
 from counterdoor.detectors import LGA, Detector, Random, SuspectRatio
+from counterdoor.features import Features
 from counterdoor.labelers import VD, Drop, Labeler
 from counterdoor.models import DigitsCNN, Model, ResNet18
 from counterdoor.sources import Digits, Parquet, Source
@@ -22,6 +23,7 @@ UNIONS = {
     "models": Model,
     "detectors": Detector,
     "suspect ratios": SuspectRatio,
+    "features": Features,
     "labelers": Labeler,
     "defences": Defence,
 }

@@ -58,6 +58,7 @@ FIRST_READ = {
     "attack": "attack",
     "model_name": "features",
     "model": "features",
+    "features_name": "features",
     "features": "features",
     "engine": "attack",
     "warmup": "warmup",
@@ -135,6 +136,7 @@ CHOICES = [
     {"label_mapping": "all_to_all"},
     {"model_name": "resnet18"},
     {"detector_name": "random"},
+    {"features_name": "patches"},
     {"labeler_name": "drop"},
     {"defence_name": "pdb"},
 ]
@@ -222,7 +224,7 @@ def test_a_run_parameter_changes_the_path_of_the_catalog(conf, given):
 def test_the_path_is_readable():
     path = variant_path(chosen(), "evaluate")
     assert re.fullmatch(
-        r"digits/badnets-0\.1-all_to_one/digits_cnn/lga/vd/nab/s0-[0-9a-f]{8}", path
+        r"digits/badnets-0\.1-all_to_one/digits_cnn-simclr/lga/vd/nab/s0-[0-9a-f]{8}", path
     )
     path = variant_path(parameters(seed=12, attack_name="blend", poison_ratio=0.05), "attack")
     assert re.fullmatch(r"digits/blend-0\.05-all_to_one/s12-[0-9a-f]{8}", path)
@@ -376,6 +378,7 @@ NAMES = {
         "scan",
         "spectre",
     ],
+    "features_name": ["patches", "simclr"],
     "labeler_name": ["drop", "nc", "oracle", "ud", "vd"],
     "defence_name": ["abl", "fp", "nab", "nad", "none", "pdb"],
 }
@@ -385,6 +388,7 @@ CHOSEN = {
     "label_mapping": lambda values: values["attack"]["labels"],
     "model_name": lambda values: values["model"],
     "detector_name": lambda values: values["detect"]["detector"],
+    "features_name": lambda values: values["features"],
     "labeler_name": lambda values: values["relabel"]["labeler"],
     "defence_name": lambda values: values["defence"],
 }

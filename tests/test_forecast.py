@@ -1,10 +1,13 @@
 """What a run will cost: which trainings, how fast, and how they are cut."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from counterdoor.features import SimCLR
+from counterdoor import forecast as module
+from counterdoor.features import Patches, SimCLR
 from counterdoor.forecast import Forecast, Training, forecast, trainings
 from counterdoor.ledger import new_ledger
 from counterdoor.models import DigitsCNN, build_net
@@ -22,11 +25,13 @@ from counterdoor.recipe import Recipe
 SMALL = {"epochs": 3, "batch_size": 20}
 
 
-def settings(detector="lga", labeler="vd", defence="nab", **warmup):
+def settings(detector="lga", labeler="vd", defence="nab", features="simclr", **warmup):
     recipe = {"recipe": SMALL} if labeler == "vd" else {}
     return {
         "warmup": WarmupParams(**{"recipe": SMALL, **warmup}),
-        "features": FeaturesParams(SimCLR(recipe=Recipe(**SMALL))),
+        "features": FeaturesParams(
+            SimCLR(recipe=Recipe(**SMALL)) if features == "simclr" else Patches(side=3)
+        ),
         "detect": DetectParams(detector={"name": detector}, suspect_ratio=0.1),
         "relabel": RelabelParams(labeler={"name": labeler, **recipe}, trusted_stamps=0),
         "train": TrainParams(recipe=SMALL),
@@ -43,6 +48,7 @@ def ledger(n=100, trusted=20):
     [
         ({}, ["warmup", "relabel", "train"], [100, 20, 100]),
         ({"labeler": "nc"}, ["warmup", "features", "train"], [100] * 3),
+        ({"labeler": "nc", "features": "patches"}, ["warmup", "train"], [100] * 2),
         ({"labeler": "ud"}, ["warmup", "relabel", "train"], [100] * 3),
         ({"labeler": "drop"}, ["warmup", "train"], [100] * 2),
         ({"defence": "none"}, ["train"], [100]),
@@ -113,3 +119,18 @@ def test_speeds_are_measured_and_disk_is_counted(digits):
     weights = sum(each.nbytes for each in net.state_dict().values())
     assert 500 * 28 * 28 + weights < found.disk < 500 * 28 * 28 + 20 * weights
     pd.testing.assert_frame_equal(few, new_ledger(digits.labels, np.arange(400) < 50))
+
+
+def test_features_that_are_not_trained_take_time_too(digits, monkeypatch):
+    """One made in an hour for 100 images makes four hours of 400."""
+    clock = iter([0.0, 3600.0])
+    monkeypatch.setattr(module, "PROBED", (1, 100))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(Patches, "__call__", lambda *_, **__: {})
+    monkeypatch.setattr(module, "measured", lambda each, *_: replace(each, rate=1000.0))
+    images, few = digits.images_nchw, new_ledger(digits.labels, np.arange(400) < 50)
+    info = {"class_names": digits.class_names, "n_test": 100}
+    model = ModelParams(DigitsCNN(width=2, hidden=4))
+    patches = settings(labeler="nc", features="patches")
+    found = forecast(images, few, info, model=model, **patches)
+    assert found.predicting == pytest.approx(4 * 3600, rel=0.01)

@@ -52,14 +52,14 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parents[1]
 EPOCHS = {"warmup": 1, "relabel": 2, "undefended": 2, "defended": 2}
-CHOICES = "parquet/badnets-0.1-all_to_one/digits_cnn/lga/vd"
+CHOICES = "parquet/badnets-0.1-all_to_one/digits_cnn-simclr/lga/vd"
 TRAINED = f"{CHOICES}/nab"
 READABLE_NAME = "parquet badnets-0.1-all_to_one digits_cnn lga vd nab s0"
 STAGE_PATHS = {
     "01_raw": "parquet",
     "02_intermediate": "parquet/badnets-0.1-all_to_one",
     "05_model_input": CHOICES,
-    "07_model_output": "parquet/badnets-0.1-all_to_one/digits_cnn/lga",
+    "07_model_output": "parquet/badnets-0.1-all_to_one/digits_cnn-simclr/lga",
     "08_reporting": TRAINED,
 }
 

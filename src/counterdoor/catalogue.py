@@ -7,6 +7,7 @@ from counterdoor.attacks import Attack, LabelMapping
 from counterdoor.component import Component, members
 from counterdoor.defences import Defence
 from counterdoor.detectors import Detector, SuspectRatio
+from counterdoor.features import Features
 from counterdoor.labelers import Labeler
 from counterdoor.models import Model
 from counterdoor.sources import Source
@@ -18,6 +19,7 @@ FAMILIES: dict[str, Any] = {
     "models": Model,
     "detectors": Detector,
     "suspect ratios": SuspectRatio,
+    "features": Features,
     "labelers": Labeler,
     "defences": Defence,
 }

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ingest": (("source_name",), ("seed", "ingest")),
     "attack": (("attack_name", "poison_ratio", "label_mapping"), ("attack", "engine")),
-    "features": (("model_name",), ("model", "features")),
+    "features": (("model_name", "features_name"), ("model", "features")),
     "warmup": ((), ("warmup", "defence")),
     "detect": (("detector_name",), ("detect",)),
     "relabel": (("labeler_name",), ("relabel", "stamp")),
@@ -34,6 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "label_mapping": ("attack", "labels", "name"),
     "model_name": ("model", "name"),
     "detector_name": ("detect", "detector", "name"),
+    "features_name": ("features", "name"),
     "labeler_name": ("relabel", "labeler", "name"),
     "defence_name": ("defence", "name"),
 }
@@ -46,8 +47,8 @@ class ConfigError(ValueError):
 def variant_path(parameters: Mapping[str, Any], stage: str) -> str:
     """The folder of a stage's artifacts: readable choices, then seed and digest.
 
-    For example ``digits/badnets-0.1-all_to_one/digits_cnn/lga/vd/nab/s0-3f9a1c0b``. The digest is
-    that of every parameter of this stage and the stages before it, so a changed
+    For example ``digits/badnets-0.1-all_to_one/digits_cnn-simclr/lga/vd/nab/s0-3f9a1c0b``. The
+    digest is that of every parameter of this stage and the stages before it, so a changed
     parameter is another folder.
 
     Args:

@@ -1,5 +1,6 @@
 """What a defence of some images will cost: which trainings, how long, how much disk."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ import pandas as pd
 from counterdoor.component import Component
 from counterdoor.defences import DefenceBase
 from counterdoor.engine import DEFAULT, Engine
+from counterdoor.features import SimCLR
 from counterdoor.feed import Samples
 from counterdoor.models import build_net
 from counterdoor.params import (
@@ -71,7 +73,7 @@ class Forecast:
 
     Attributes:
         trainings: in their order.
-        predicting: seconds for all predictions.
+        predicting: seconds for all predictions, and for features that no training is for.
         disk: bytes that it will write.
     """
 
@@ -162,9 +164,10 @@ def trainings(
         ]
     if needs_features(detect, relabel, chosen):
         learner = features.root
-        found.append(
-            Training("features", "features.recipe.epochs", learner.recipe, n, learner.contrast)
-        )
+        if isinstance(learner, SimCLR):
+            found.append(
+                Training("features", "features.recipe.epochs", learner.recipe, n, learner.contrast)
+            )
     labelling = getattr(relabel.labeler, "recipe", None)
     if chosen.needs_pseudo_labels and labelling is not None:
         taught = trusted if relabel.labeler.learns_from == "trusted" else n
@@ -243,6 +246,11 @@ def forecast(
     known = [measured(each, images_nchw, model.root, classes, engine.alone()) for each in planned]
     fastest = max(each.rate for each in known if each.objective is None)
     predicting = PREDICTIONS * len(images_nchw) / (CHEAPER * fastest)
+    if needs_features(detect, relabel, defence.root) and not isinstance(features.root, SimCLR):
+        few = images_nchw[: PROBED[1]]
+        started = time.monotonic()
+        features.root(few, model=model.root, seed=0, engine=engine)
+        predicting += (time.monotonic() - started) * len(images_nchw) / len(few)
     net = build_net(model.root, images_nchw[:2], classes, seed=0, stream="forecast/init")
     weights = sum(each.numel() * each.element_size() for each in net.state_dict().values())
     test = images_nchw[0].nbytes * int(info["n_test"])

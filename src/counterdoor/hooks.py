@@ -26,6 +26,9 @@ LIBRARY_LOGGER = "counterdoor.training"
 READING_LOGGER = "counterdoor.sources.progress"
 """The logger whose records tell how far the reading of images is."""
 
+FEATURES_LOGGER = "counterdoor.features.patches"
+"""The logger whose records tell of how many images there are features."""
+
 
 class PreflightHooks:
     """Refuse a run before its first node, if it could not end well."""
@@ -135,7 +138,7 @@ class ProgressHooks:
         """Start to show the trainings and readings of a node."""
         if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._handler = _BarHandler()
-            for name in (LIBRARY_LOGGER, READING_LOGGER):
+            for name in (LIBRARY_LOGGER, READING_LOGGER, FEATURES_LOGGER):
                 told = logging.getLogger(name)
                 told.addHandler(self._handler)
                 self._levels[name] = told.level

@@ -8,7 +8,7 @@ from counterdoor.attacks import Attack
 from counterdoor.component import Config
 from counterdoor.defences import NAB, Defence
 from counterdoor.detectors import Detector, SuspectRatio
-from counterdoor.features import SimCLR
+from counterdoor.features import Features
 from counterdoor.labelers import Labeler
 from counterdoor.models import Model
 from counterdoor.recipe import Recipe
@@ -65,8 +65,8 @@ class DefenceParams(RootModel[Defence]):
 USUAL_DEFENCE = DefenceParams(NAB())
 
 
-class FeaturesParams(RootModel[SimCLR]):
-    """How features are learnt without labels; ``root`` is the method."""
+class FeaturesParams(RootModel[Features]):
+    """How features are had without labels; ``root`` is the method."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
+from counterdoor.features import Patches
 from counterdoor.feed import Samples
 from counterdoor.labelers import NC, UD, VD, Case, Drop, Oracle
 from counterdoor.labelers.base import aligned
@@ -346,6 +349,44 @@ def test_nc_aligned_without_suspects_is_as_usual(noise, clouds):
     nobody = ledger.assign(suspect=False)
     case = Case(noise(60), nobody, 4, MODEL, Stamp(colour="white"), features)
     named = [NC(align=align)(case, seed=0) for align in (False, True)]
+    np.testing.assert_array_equal(*named)
+
+
+def test_nc_looks_at_the_suspects_images_as_they_are_without_a_pattern(digits):
+    """Three digits of ten have a blended picture that they share with no other."""
+    rng = np.random.default_rng(3)
+    suspect = rng.random(len(digits.labels)) < 0.3
+    ledger = new_ledger(np.where(suspect, 3, digits.labels), np.zeros(len(suspect), dtype=bool))
+    ledger = ledger.assign(suspect=suspect)
+    picture = rng.integers(0, 256, digits.images_nchw.shape[1:])
+    blended = digits.images_nchw * 0.7 + picture * 0.3
+    images = np.where(suspect[:, None, None, None], blended, digits.images_nchw).astype(np.uint8)
+    learner = Patches(filters=30)
+    made = learner(images, model=MODEL, seed=0)
+    bank = {name: torch.from_numpy(each) for name, each in made.items()}
+    case = Case(
+        *(images, ledger, 10, MODEL, Stamp(colour="white"), made["features"]),
+        features_again=partial(learner.again, bank),
+    )
+    kept = case.features.copy()
+    usual, moved = (NC(align_images=align)(case, seed=0) for align in (False, True))
+    np.testing.assert_array_equal(case.features, kept)
+    right = [(named == digits.labels)[suspect].mean() for named in (usual, moved)]
+    assert right[0] < 0.5
+    assert right[1] > 0.6
+    by_hand = made["features"].copy()
+    by_hand[suspect] = learner.again(bank, aligned(images, suspect))
+    same = NC()(replace(case, features=by_hand, features_again=None), seed=0)
+    np.testing.assert_array_equal(moved, same)
+
+
+def test_nc_cannot_move_images_without_their_features(noise, clouds):
+    features, ledger, _ = clouds
+    case = Case(noise(60), ledger, 4, MODEL, Stamp(colour="white"), features)
+    with pytest.raises(ValueError, match=r"align_images needs .*: choose features_name=patches"):
+        NC(align_images=True)(case, seed=0)
+    nobody = replace(case, ledger=ledger.assign(suspect=False))
+    named = [NC(align_images=align)(nobody, seed=0) for align in (False, True)]
     np.testing.assert_array_equal(*named)
 
 

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import torch
 
+from counterdoor.features import Patches, SimCLR
 from counterdoor.labelers import NC, Case
 from counterdoor.ledger import DROPPED, new_ledger
-from counterdoor.params import DefenceParams, ModelParams, RelabelParams
+from counterdoor.params import DefenceParams, FeaturesParams, ModelParams, RelabelParams
 from counterdoor.pipelines.relabel.nodes import relabel
 from counterdoor.relabeling import make_plan
 from counterdoor.stamp import Stamp
@@ -146,3 +147,22 @@ def test_features_reach_the_labeler_that_needs_them(case):
     assert result["ledger"]["pseudo_label"].tolist() == expected.tolist()
     with pytest.raises(ValueError, match="features are needed but have not been learnt"):
         relabel(*given)
+
+
+def test_features_of_moved_images_reach_the_labeler(case):
+    images, ledger = case
+    learner = Patches(filters=3, side=3)
+    made = learner(images, model=MODEL.root, seed=0)
+    artifact = {name: torch.from_numpy(each) for name, each in made.items()}
+    params = RelabelParams(labeler={"name": "nc", "align_images": True}, trusted_stamps=0)
+    given = (images, ledger, INFO, params, MODEL, Stamp(colour="white"), 0)
+    result = relabel(*given, features=artifact, learner=FeaturesParams(learner))
+    own = Case(
+        *(images, ledger, 3, MODEL.root, Stamp(), made["features"]),
+        features_again=lambda others: learner.again(artifact, others),
+    )
+    expected = params.labeler(own, seed=0)
+    assert result["ledger"]["pseudo_label"].tolist() == expected.tolist()
+    for learner in (None, FeaturesParams(SimCLR())):
+        with pytest.raises(ValueError, match="choose features_name=patches"):
+            relabel(*given, features=artifact, learner=learner)

@@ -28,7 +28,9 @@ INFO = {"class_names": ["a", "b", "c"]}
 MODEL = ModelParams({"name": "digits_cnn", "width": 2, "hidden": 4})
 VD = {"labeler": {"name": "vd", "recipe": {"epochs": 1}}, "trusted_stamps": 1}
 ONE_EPOCH = {"epochs": 1}
-FEATURES = FeaturesParams({"projection": 4, "recipe": {"epochs": 1, "batch_size": 20}})
+FEATURES = FeaturesParams(
+    {"name": "simclr", "projection": 4, "recipe": {"epochs": 1, "batch_size": 20}}
+)
 DROP = {"labeler": {"name": "drop"}, "trusted_stamps": 0}
 
 
@@ -51,6 +53,7 @@ def check(
     model=MODEL,
     recipe=ONE_EPOCH,
     defence="nab",
+    features=FEATURES,
     **settings,
 ):
     return check_plan(
@@ -66,7 +69,7 @@ def check(
         stamp or Stamp(colour="white"),
         model,
         WarmupParams(recipe=recipe, plain_recipe=recipe),
-        FEATURES,
+        features,
         DefenceParams({"name": defence, **settings}),
     )["report"]
 
@@ -329,3 +332,15 @@ def test_a_net_without_features_is_refused_where_they_are_needed(noise, their_ne
     with pytest.raises(ValueError, match="'external' has no linear layer as its head"):
         check(noise(60), ledger_of(), model=model, relabel=nc)
     assert check(noise(60), ledger_of(), model=model)["n_samples"] == 60
+
+
+def test_images_are_moved_only_where_their_features_are_to_be_had(noise):
+    moving = {"labeler": {"name": "nc", "align_images": True}, "trusted_stamps": 0}
+    with pytest.raises(ValueError, match="choose features_name=patches"):
+        check(noise(60), ledger_of(), relabel=moving)
+    patches = FeaturesParams({"name": "patches"})
+    assert check(noise(60), ledger_of(), relabel=moving, features=patches)["n_samples"] == 60
+    large = FeaturesParams({"name": "patches", "side": 12})
+    with pytest.raises(ValueError, match="are too small for 2 x 2 parts"):
+        check(noise(60), ledger_of(), relabel=moving, features=large)
+    assert check(noise(60), ledger_of(), features=large)["n_samples"] == 60

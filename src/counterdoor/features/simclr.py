@@ -1,6 +1,6 @@
 """SimCLR: two views of an image are to be alike, and unlike those of all others."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -72,6 +72,8 @@ class SimCLR(Component):
         recipe: the training; its augmentation, loss transform and label smoothing have no
             meaning here and keep their defaults.
     """
+
+    again: ClassVar[None] = None  # the net is not kept, so there are none of other images
 
     name: Literal["simclr"] = "simclr"
     contrast: Contrast = Contrast()

@@ -1,6 +1,7 @@
 """What every labeler is given, and what it gives."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -33,6 +34,8 @@ class Case:
             of as many layers as ``features.layers`` keeps.
         true_labels: int64, shape (N,), for a labeler with ``needs_truth`` in an ablation,
             ``None`` wherever a defender is at work.
+        features_again: gives the same features of other images, uint8, shape (M, C, H, W);
+            ``None`` where they are not to be had, see ``features_name``.
     """
 
     images_nchw: np.ndarray
@@ -42,6 +45,7 @@ class Case:
     stamp: Stamp
     features: np.ndarray | None = None
     true_labels: np.ndarray | None = None
+    features_again: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 class LabelerBase(Component):
@@ -56,6 +60,11 @@ class LabelerBase(Component):
     needs_features: ClassVar[bool] = False
     needs_truth: ClassVar[bool] = False
     learns_from: ClassVar[Literal["trusted", "unsuspected"]] = "trusted"
+
+    @property
+    def moves_images(self) -> bool:
+        """Whether it needs features of other images than those of the data set."""
+        return False
 
     def check(self, ledger: pd.DataFrame, num_classes: int) -> None:
         """Raise ``ValueError`` before any training if the labeler cannot work on this ledger."""

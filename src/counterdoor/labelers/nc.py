@@ -6,8 +6,13 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from counterdoor.engine import DEFAULT, Engine
-from counterdoor.labelers.base import Case, LabelerBase
+from counterdoor.labelers.base import Case, LabelerBase, aligned
 from counterdoor.robust import inverse_root
+
+NOT_AGAIN = (
+    "labeler 'nc' with align_images needs features of images that it has moved, which cannot be "
+    "had of them: choose features_name=patches, or set relabel.labeler.align_images=false"
+)
 
 
 class NC(LabelerBase):
@@ -25,6 +30,9 @@ class NC(LabelerBase):
         align: move the suspects' features so that their mean is that of all others, or what they
             have in common decides, as a blended picture; not in the paper. Suspects of one class
             lose what is common to that class as well.
+        align_images: look at the suspects' images as :func:`~counterdoor.labelers.base.aligned`
+            moves them, with features that can be had of other images (``features_name=patches``);
+            not in the paper.
         spread: how much of what the suspects vary more than all others, in every direction, counts
             as variation within a class, with ``mahalanobis``; >= 0, and 0.5 is the mean of both: a
             trigger does not move every image alike. Not in the paper.
@@ -36,7 +44,13 @@ class NC(LabelerBase):
     scaling: Literal["none", "unit", "standardise"] = "unit"
     distance: Literal["euclidean", "mahalanobis"] = "euclidean"
     align: bool = False
+    align_images: bool = False
     spread: float = Field(default=0.0, ge=0)
+
+    @property
+    def moves_images(self) -> bool:
+        """With ``align_images``."""
+        return self.align_images
 
     @model_validator(mode="after")
     def _of_a_covariance(self) -> "NC":
@@ -50,7 +64,7 @@ class NC(LabelerBase):
         A class without an unsuspected sample has no centre and is nobody's.
 
         Raises:
-            ValueError: if there are no features.
+            ValueError: if there are no features, or none of other images, which it needs.
         """
         from sklearn.covariance import LedoitWolf
         from sklearn.metrics import pairwise_distances_argmin
@@ -58,8 +72,14 @@ class NC(LabelerBase):
         ledger, features = case.ledger, case.features
         if features is None:
             raise ValueError("labeler 'nc' needs features, but was given none")
-        scaled = self._scaled(features.astype(np.float64))
         unsuspected = ~ledger["suspect"].to_numpy()
+        if self.align_images and not unsuspected.all():
+            if case.features_again is None:
+                raise ValueError(NOT_AGAIN)
+            features = features.copy()
+            moved = aligned(case.images_nchw, ~unsuspected)
+            features[~unsuspected] = case.features_again(moved)
+        scaled = self._scaled(features.astype(np.float64))
         if self.align and 0 < unsuspected.sum() < len(ledger):
             shift = scaled[unsuspected].mean(0) - scaled[~unsuspected].mean(0)
             scaled = scaled + np.outer(~unsuspected, shift)
@@ -72,9 +92,12 @@ class NC(LabelerBase):
             covariance = LedoitWolf(assume_centered=True).fit(within).covariance_
             if self.spread and (~unsuspected).sum() > 1:
                 covariance += self.spread * surplus(scaled[~unsuspected], known)
+            # The centres take both roots, and so the samples none: they are many.
             whitening = inverse_root(covariance)
-            scaled, centres = scaled @ whitening, centres @ whitening
-        closest = pairwise_distances_argmin(scaled, centres)
+            weights = whitening @ (whitening @ centres.T)
+            closest = (scaled @ weights - (centres * weights.T).sum(1) / 2).argmax(1)
+        else:
+            closest = pairwise_distances_argmin(scaled, centres)
         nearest: np.ndarray = classes[closest]
         return nearest.astype(np.int64)
 

@@ -1,6 +1,7 @@
 """Give the suspects a pseudo-label and plan the defended training."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,13 @@ from counterdoor.engine import DEFAULT, Engine
 from counterdoor.features import features_of
 from counterdoor.labelers import Case, Drop
 from counterdoor.ledger import check_ledger
-from counterdoor.params import USUAL_DEFENCE, DefenceParams, ModelParams, RelabelParams
+from counterdoor.params import (
+    USUAL_DEFENCE,
+    DefenceParams,
+    FeaturesParams,
+    ModelParams,
+    RelabelParams,
+)
 from counterdoor.relabeling import make_plan
 from counterdoor.stamp import Stamp
 
@@ -27,6 +34,7 @@ def relabel(
     engine: Engine = DEFAULT,
     defence: DefenceParams = USUAL_DEFENCE,
     features: Mapping[str, Tensor] | None = None,
+    learner: FeaturesParams | None = None,
     oracle: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Label the suspects anew, and plan who is stamped.
@@ -43,6 +51,7 @@ def relabel(
         defence: if it needs no pseudo-labels, suspects are dropped.
         features: of :func:`~counterdoor.pipelines.warmup.nodes.learn_features`; looked at
             if the labeler needs them.
+        learner: how they were had; some can be had of other images as well.
         oracle: the truth, in an ablation only.
 
     Returns:
@@ -58,6 +67,9 @@ def relabel(
     check_ledger(ledger, images, "trusted", "suspect")
     labeler = params.labeler if defence.root.needs_pseudo_labels else Drop()
     seen = features_of(features, len(images), earlier=True) if labeler.needs_features else None
+    again = None
+    if features is not None and learner is not None and learner.root.again is not None:
+        again = partial(learner.root.again, features, engine=engine)
     case = Case(
         images,
         ledger,
@@ -65,6 +77,7 @@ def relabel(
         model.root,
         stamp,
         features=seen,
+        features_again=again,
         true_labels=None if oracle is None else oracle["true_label"].to_numpy(),
     )
     pseudo_labels = labeler(case, seed=seed, engine=engine)

@@ -23,6 +23,7 @@ def create_pipeline(*, truth: bool = False, **_: object) -> Pipeline:
                     "params:engine",
                     "params:defence",
                     "features",
+                    "params:features",
                     *(["oracle"] if truth else []),
                 ],
                 outputs={

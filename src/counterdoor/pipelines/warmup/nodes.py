@@ -12,6 +12,7 @@ from counterdoor.defences import DefenceBase
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.features.learnt import NONE, is_learnt
 from counterdoor.forecast import needs_features
+from counterdoor.labelers.nc import NOT_AGAIN
 from counterdoor.ledger import check_ledger
 from counterdoor.params import (
     USUAL_DEFENCE,
@@ -64,7 +65,7 @@ def check_plan(
         ValueError: if nobody would be suspected, the detector lacks a training, detector,
             labeler or defence lack trusted samples, the stamp lies outside the images or
             looks like padding, the net does not give logits for such images, or features
-            are needed and the net has none to give.
+            are needed and there are none to be had, or none of other images.
     """
     from counterdoor.models import channel_statistics, check_net
     from counterdoor.stamp import stamp_contrast
@@ -87,6 +88,8 @@ def check_plan(
     check_net(model.root, images, len(info["class_names"]))
     if needs_features(detect, relabel, defence.root):
         features.root.check(model.root, images)
+        if relabel.labeler.moves_images and features.root.again is None:
+            raise ValueError(NOT_AGAIN)
     chosen.check(images, ledger, len(info["class_names"]), model.root)
     return {
         "report": {
