@@ -380,6 +380,25 @@ def test_nc_looks_at_the_suspects_images_as_they_are_without_a_pattern(digits):
     np.testing.assert_array_equal(moved, same)
 
 
+@pytest.mark.parametrize("distance", ["euclidean", "mahalanobis"])
+def test_nc_takes_the_way_that_brings_the_suspects_nearer(noise, clouds, distance):
+    """What one of the two moves them to is far from everything."""
+    features, ledger, true = clouds
+    suspect = ledger["suspect"].to_numpy()
+    blank = Case(noise(60), ledger, 4, MODEL, Stamp(colour="white"), features)
+    kind = {"scaling": "none", "distance": distance}
+    mine = features[suspect]
+    far = mine + np.random.default_rng(0).normal(size=mine.shape) * 20
+    for given, again, better in ((mine, far, "align"), (far, mine, "align_images")):
+        seen = features.copy()
+        seen[suspect] = given
+        case = replace(blank, features=seen, features_again=lambda _, again=again: again)
+        expected = NC(**kind, **{better: True})(case, seed=0)
+        chosen = NC(**kind, align=True, align_images=True)(case, seed=0)
+        np.testing.assert_array_equal(chosen, expected)
+        assert (chosen == true)[suspect].mean() > 0.8
+
+
 def test_nc_cannot_move_images_without_their_features(noise, clouds):
     features, ledger, _ = clouds
     case = Case(noise(60), ledger, 4, MODEL, Stamp(colour="white"), features)
@@ -420,6 +439,8 @@ def test_thesurplus_is_a_covariance_that_only_the_first_have():
 def test_spread_is_of_a_covariance():
     with pytest.raises(ValidationError, match="spread counts with distance: mahalanobis alone"):
         NC(spread=0.5)
+    with pytest.raises(ValidationError, match="spread is of one way to look at the suspects"):
+        NC(distance="mahalanobis", spread=0.5, align=True, align_images=True)
 
 
 def test_nc_with_one_sample_a_class_is_euclidean(noise, clouds):

@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.labelers.base import Case, LabelerBase, aligned
-from counterdoor.robust import inverse_root
 
 NOT_AGAIN = (
     "labeler 'nc' with align_images needs features of images that it has moved, which cannot be "
@@ -32,7 +31,9 @@ class NC(LabelerBase):
             lose what is common to that class as well.
         align_images: look at the suspects' images as :func:`~counterdoor.labelers.base.aligned`
             moves them, with features that can be had of other images (``features_name=patches``);
-            not in the paper.
+            not in the paper. With ``align`` as well, that one of the two counts with which the
+            suspects are nearer to their nearest centres, on average: a blended picture is taken off
+            images, and what a patch does to features off these.
         spread: how much of what the suspects vary more than all others, in every direction, counts
             as variation within a class, with ``mahalanobis``; >= 0, and 0.5 is the mean of both: a
             trigger does not move every image alike. Not in the paper.
@@ -56,6 +57,11 @@ class NC(LabelerBase):
     def _of_a_covariance(self) -> "NC":
         if self.spread and self.distance != "mahalanobis":
             raise ValueError("spread counts with distance: mahalanobis alone: set both, or neither")
+        if self.spread and self.align and self.align_images:
+            raise ValueError(
+                "spread is of one way to look at the suspects: leave out spread, align or "
+                "align_images"
+            )
         return self
 
     def __call__(self, case: Case, *, seed: int, engine: Engine = DEFAULT) -> np.ndarray:
@@ -66,40 +72,58 @@ class NC(LabelerBase):
         Raises:
             ValueError: if there are no features, or none of other images, which it needs.
         """
+        from scipy.linalg import cho_factor, cho_solve
         from sklearn.covariance import LedoitWolf
-        from sklearn.metrics import pairwise_distances_argmin
 
         ledger, features = case.ledger, case.features
         if features is None:
             raise ValueError("labeler 'nc' needs features, but was given none")
         unsuspected = ~ledger["suspect"].to_numpy()
-        if self.align_images and not unsuspected.all():
-            if case.features_again is None:
-                raise ValueError(NOT_AGAIN)
-            features = features.copy()
-            moved = aligned(case.images_nchw, ~unsuspected)
-            features[~unsuspected] = case.features_again(moved)
         scaled = self._scaled(features.astype(np.float64))
-        if self.align and 0 < unsuspected.sum() < len(ledger):
-            shift = scaled[unsuspected].mean(0) - scaled[~unsuspected].mean(0)
-            scaled = scaled + np.outer(~unsuspected, shift)
+        views = self._suspects(case, features, scaled)
         known = scaled[unsuspected]
         labels = ledger["label"].to_numpy()[unsuspected]
         classes, of_class = np.unique(labels, return_inverse=True)
         centres = np.stack([known[of_class == k].mean(0) for k in range(len(classes))])
         within = known - centres[of_class]
+        inverse = None
         if self.distance == "mahalanobis" and within.any():
             covariance = LedoitWolf(assume_centered=True).fit(within).covariance_
             if self.spread and (~unsuspected).sum() > 1:
-                covariance += self.spread * surplus(scaled[~unsuspected], known)
-            # The centres take both roots, and so the samples none: they are many.
-            whitening = inverse_root(covariance)
-            weights = whitening @ (whitening @ centres.T)
-            closest = (scaled @ weights - (centres * weights.T).sum(1) / 2).argmax(1)
-        else:
-            closest = pairwise_distances_argmin(scaled, centres)
-        nearest: np.ndarray = classes[closest]
-        return nearest.astype(np.int64)
+                covariance += self.spread * surplus(views[0], known)
+            inverse = cho_factor(covariance)
+
+        def over(rows: np.ndarray) -> np.ndarray:
+            return rows.T if inverse is None else cho_solve(inverse, rows.T)
+
+        weights = over(centres)
+        offsets = (centres * weights.T).sum(1)
+        closest = (offsets - 2 * scaled @ weights).argmin(1)
+        nearest = np.inf
+        for rows in views if (~unsuspected).any() else []:
+            squared = offsets - 2 * rows @ weights
+            # How far they are makes no difference to a name, but to which view is better.
+            far = (squared.min(1) + (rows * over(rows).T).sum(1)).mean() if views[1:] else 0.0
+            if far < nearest:
+                nearest, closest[~unsuspected] = far, squared.argmin(1)
+        return np.asarray(classes[closest], dtype=np.int64)
+
+    def _suspects(self, case: Case, features: np.ndarray, scaled: np.ndarray) -> list[np.ndarray]:
+        """The suspects' scaled features as they are to be looked at: one way, or two."""
+        suspect = case.ledger["suspect"].to_numpy()
+        mine = scaled[suspect]
+        if not suspect.any() or suspect.all():
+            return [mine]
+        views = []
+        if self.align:
+            views.append(mine + (scaled[~suspect].mean(0) - mine.mean(0)))
+        if self.align_images:
+            if case.features_again is None:
+                raise ValueError(NOT_AGAIN)
+            moved = features.astype(np.float64)
+            moved[suspect] = case.features_again(aligned(case.images_nchw, suspect))
+            views.append(self._scaled(moved)[suspect])
+        return views or [mine]
 
     def _scaled(self, features: np.ndarray) -> np.ndarray:
         from sklearn.preprocessing import normalize, scale
