@@ -541,8 +541,9 @@ def test_the_choice_and_the_component_agree_in_an_environment(conf):
         {"attack": {"name": "blend"}},
         {"attack": {"poison_ratio": 0.3}},
         {"model": {"name": "resnet18"}},
+        {"features": {"name": "patches"}},
     ],
-    ids=["attack.name", "attack.poison_ratio", "model.name"],
+    ids=["attack.name", "attack.poison_ratio", "model.name", "features.name"],
 )
 def test_the_path_names_what_runs_when_a_component_is_chosen_in_place(given):
     try:
@@ -552,7 +553,7 @@ def test_the_path_names_what_runs_when_a_component_is_chosen_in_place(given):
         return
     path = variant_path(values, "warmup")
     assert f"/{values['attack']['name']}-{values['attack']['poison_ratio']}-all_to_one/" in path
-    assert f"/{values['model']['name']}/" in path
+    assert f"/{values['model']['name']}-{values['features']['name']}/" in path
 
 
 @pytest.mark.parametrize("env", ["cifar10", "paper"])

@@ -279,7 +279,10 @@ def test_artifacts_lie_under_the_choices_that_made_them(project, first):
             assert "/".join(choices) == STAGE_PATHS[folder], path
         else:
             assert folder == "06_models"
-            assert "/".join(choices) in ("parquet/badnets-0.1-all_to_one/digits_cnn", TRAINED)
+            assert "/".join(choices) in (
+                "parquet/badnets-0.1-all_to_one/digits_cnn-simclr",
+                TRAINED,
+            )
 
 
 def test_every_artifact_can_be_loaded(project, first, catalog, made):

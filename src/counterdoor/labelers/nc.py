@@ -1,5 +1,6 @@
 """NC: the nearest centre among the classes, in features that no label has had a part in."""
 
+import logging
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -7,6 +8,8 @@ from pydantic import Field, model_validator
 
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.labelers.base import Case, LabelerBase, aligned
+
+logger = logging.getLogger(__name__)
 
 NOT_AGAIN = (
     "labeler 'nc' with align_images needs features of images that it has moved, which cannot be "
@@ -99,13 +102,20 @@ class NC(LabelerBase):
         weights = over(centres)
         offsets = (centres * weights.T).sum(1)
         closest = (offsets - 2 * scaled @ weights).argmin(1)
-        nearest = np.inf
-        for rows in views if (~unsuspected).any() else []:
-            squared = offsets - 2 * rows @ weights
-            # How far they are makes no difference to a name, but to which view is better.
-            far = (squared.min(1) + (rows * over(rows).T).sum(1)).mean() if views[1:] else 0.0
-            if far < nearest:
-                nearest, closest[~unsuspected] = far, squared.argmin(1)
+        if (~unsuspected).any():
+            seen = [offsets - 2 * rows @ weights for rows in views]
+            far = [0.0]
+            if len(views) > 1:
+                far = [
+                    float((squared.min(1) + (rows * over(rows).T).sum(1)).mean())
+                    for rows, squared in zip(views, seen, strict=True)
+                ]
+                logger.info(
+                    "nc: suspects are %.4g from their nearest centres with features moved, %.4g "
+                    "with images moved (squared); the nearer ones are named",
+                    *far,
+                )
+            closest[~unsuspected] = seen[int(np.argmin(far))].argmin(1)
         return np.asarray(classes[closest], dtype=np.int64)
 
     def _suspects(self, case: Case, features: np.ndarray, scaled: np.ndarray) -> list[np.ndarray]:
