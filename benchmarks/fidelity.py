@@ -45,7 +45,7 @@ NAMERS = {
     "nc": "NC",
     "nc-aligned": "NC, aligned",
     "nc-layers": "NC, aligned, all layers",
-    "nc-patches": "NC, images aligned, patches",
+    "nc-patches": "NC, aligned, patches",
 }
 
 LONGER = {

@@ -35,8 +35,9 @@ class NC(LabelerBase):
         align_images: look at the suspects' images as :func:`~counterdoor.labelers.base.aligned`
             moves them, with features that can be had of other images (``features_name=patches``);
             not in the paper. With ``align`` as well, that one of the two counts with which the
-            suspects are nearer to their nearest centres, on average: a blended picture is taken off
-            images, and what a patch does to features off these.
+            suspects are nearer to their nearest centres, on average and in the plane of the
+            centres: a blended picture is taken off images, and what a patch does to features off
+            these.
         spread: how much of what the suspects vary more than all others, in every direction, counts
             as variation within a class, with ``mahalanobis``; >= 0, and 0.5 is the mean of both: a
             trigger does not move every image alike. Not in the paper.
@@ -99,17 +100,21 @@ class NC(LabelerBase):
         def over(rows: np.ndarray) -> np.ndarray:
             return rows.T if inverse is None else cho_solve(inverse, rows.T)
 
-        weights = over(centres)
-        offsets = (centres * weights.T).sum(1)
-        closest = (offsets - 2 * scaled @ weights).argmin(1)
+        middle = centres.mean(0)
+        weights = over(centres - middle)
+        gram = (centres - middle) @ weights
+
+        def squared(rows: np.ndarray) -> np.ndarray:
+            """To each centre, within the plane of them all: what is beside it decides nothing."""
+            along = rows @ weights - middle @ weights
+            height = (along @ np.linalg.pinv(gram, hermitian=True) * along).sum(1, keepdims=True)
+            return np.asarray(height - 2 * along + gram.diagonal())
+
+        closest = squared(scaled).argmin(1)
         if (~unsuspected).any():
-            seen = [offsets - 2 * rows @ weights for rows in views]
-            far = [0.0]
-            if len(views) > 1:
-                far = [
-                    float((squared.min(1) + (rows * over(rows).T).sum(1)).mean())
-                    for rows, squared in zip(views, seen, strict=True)
-                ]
+            seen = [squared(rows) for rows in views]
+            far = [float(each.min(1).mean()) for each in seen]
+            if len(far) > 1:
                 logger.info(
                     "nc: suspects are %.4g from their nearest centres with features moved, %.4g "
                     "with images moved (squared); the nearer ones are named",
