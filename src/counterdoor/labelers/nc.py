@@ -82,18 +82,18 @@ class NC(LabelerBase):
         ledger, features = case.ledger, case.features
         if features is None:
             raise ValueError("labeler 'nc' needs features, but was given none")
-        unsuspected = ~ledger["suspect"].to_numpy()
+        suspect = ledger["suspect"].to_numpy()
         scaled = self._scaled(features.astype(np.float64))
         views = self._suspects(case, features, scaled)
-        known = scaled[unsuspected]
-        labels = ledger["label"].to_numpy()[unsuspected]
+        known = scaled[~suspect]
+        labels = ledger["label"].to_numpy()[~suspect]
         classes, of_class = np.unique(labels, return_inverse=True)
         centres = np.stack([known[of_class == k].mean(0) for k in range(len(classes))])
         within = known - centres[of_class]
         inverse = None
         if self.distance == "mahalanobis" and within.any():
             covariance = LedoitWolf(assume_centered=True).fit(within).covariance_
-            if self.spread and (~unsuspected).sum() > 1:
+            if self.spread and suspect.sum() > 1:
                 covariance += self.spread * surplus(views[0], known)
             inverse = cho_factor(covariance)
 
@@ -111,7 +111,7 @@ class NC(LabelerBase):
             return np.asarray(height - 2 * along + gram.diagonal())
 
         closest = squared(scaled).argmin(1)
-        if (~unsuspected).any():
+        if suspect.any():
             seen = [squared(rows) for rows in views]
             far = [float(each.min(1).mean()) for each in seen]
             if len(far) > 1:
@@ -120,7 +120,7 @@ class NC(LabelerBase):
                     "with images moved (squared); the nearer ones are named",
                     *far,
                 )
-            closest[~unsuspected] = seen[int(np.argmin(far))].argmin(1)
+            closest[suspect] = seen[int(np.argmin(far))].argmin(1)
         return np.asarray(classes[closest], dtype=np.int64)
 
     def _suspects(self, case: Case, features: np.ndarray, scaled: np.ndarray) -> list[np.ndarray]:

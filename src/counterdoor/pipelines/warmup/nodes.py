@@ -88,7 +88,8 @@ def check_plan(
     check_net(model.root, images, len(info["class_names"]))
     if needs_features(detect, relabel, defence.root):
         features.root.check(model.root, images)
-        if relabel.labeler.moves_images and features.root.again is None:
+        moved = chosen.needs_pseudo_labels and relabel.labeler.moves_images
+        if moved and features.root.again is None:
             raise ValueError(NOT_AGAIN)
     chosen.check(images, ledger, len(info["class_names"]), model.root)
     return {
