@@ -45,7 +45,8 @@ def slow_features(image, filters, offsets, side, threshold, parts):
 
 @pytest.mark.parametrize(("channels", "parts", "threshold"), [(1, 1, 0.0), (3, 2, 0.25), (3, 3, 1)])
 def test_features_against_a_place_at_a_time(noise, channels, parts, threshold, monkeypatch):
-    monkeypatch.setattr(module, "_VALUES", 1)  # an image at a time
+    monkeypatch.setattr(module, "_CACHED", 1)  # an image at a time
+    monkeypatch.setattr(module, "_FILTERS", 3)
     images = noise(5, channels)
     features, bank = learnt(images, parts=parts, threshold=threshold)
     filters, offsets = bank["filters"].numpy(), bank["offsets"].numpy()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from sklearn.covariance import LedoitWolf, ShrunkCovariance
 
 from counterdoor.features import Patches
 from counterdoor.feed import Samples
-from counterdoor.labelers import NC, UD, VD, Case, Drop, Oracle
+from counterdoor.labelers import NC, UD, VD, Case, Drop, Oracle, nc
 from counterdoor.labelers.base import aligned
-from counterdoor.labelers.nc import surplus
 from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.models import DigitsCNN, build_net
 from counterdoor.recipe import Recipe
@@ -266,7 +266,7 @@ def clouds():
     return features.astype(np.float32), ledger, true
 
 
-def slow_nearest(features, labels, suspect, scaling, distance="euclidean"):
+def slow_nearest(features, labels, suspect, scaling, distance="euclidean", shrinkage=None):
     """Sample by sample, number by number; the covariance within classes by Ledoit and Wolf."""
     rows = [[float(value) for value in row] for row in features]
     if scaling == "unit":
@@ -295,7 +295,7 @@ def slow_nearest(features, labels, suspect, scaling, distance="euclidean"):
         mean = sum(plain[i, i] for i in range(p)) / p
         spread = ((plain - mean * np.eye(p)) ** 2).sum()
         noise = sum(((np.outer(x, x) - plain) ** 2).sum() for x in within) / n**2
-        part = min(noise, spread) / spread
+        part = min(noise, spread) / spread if shrinkage is None else shrinkage
         inverse = np.linalg.inv((1 - part) * plain + part * mean * np.eye(p))
 
         def far(a, b):
@@ -304,15 +304,38 @@ def slow_nearest(features, labels, suspect, scaling, distance="euclidean"):
     return [min(centres, key=lambda label: far(centres[label], row)) for row in rows]
 
 
-@pytest.mark.parametrize("distance", ["euclidean", "mahalanobis"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"distance": "euclidean"},
+        {"distance": "mahalanobis"},
+        {"distance": "mahalanobis", "shrinkage": 0.9},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("scaling", ["none", "unit", "standardise"])
-def test_nc_is_the_nearest_centre_of_the_unsuspected(noise, clouds, scaling, distance):
+def test_nc_is_the_nearest_centre_of_the_unsuspected(noise, clouds, scaling, how, monkeypatch):
+    monkeypatch.setattr(nc, "_AT_A_TIME", 7)
     features, ledger, true = clouds
     case = Case(noise(60), ledger, 4, MODEL, Stamp(colour="white"), features)
-    labels = NC(scaling=scaling, distance=distance)(case, seed=0)
+    labels = NC(scaling=scaling, **how)(case, seed=0)
     suspect = ledger["suspect"].to_numpy()
-    assert labels.tolist() == slow_nearest(features, ledger["label"], suspect, scaling, distance)
+    assert labels.tolist() == slow_nearest(features, ledger["label"], suspect, scaling, **how)
     assert (labels == true)[suspect].mean() > 0.8
+
+
+@pytest.mark.parametrize("shrinkage", [None, 0.0, 0.3, 1.0])
+def test_the_covariance_within_classes_against_scikit_learn(shrinkage):
+    rng = np.random.default_rng(0)
+    of_class = rng.integers(0, 3, 40)
+    centres, rows = rng.normal(size=(3, 6)), rng.normal(size=(40, 6)) * np.arange(1, 7)
+    other = LedoitWolf(assume_centered=True)
+    if shrinkage is not None:
+        other = ShrunkCovariance(assume_centered=True, shrinkage=shrinkage)
+    np.testing.assert_allclose(
+        nc.within_classes(rows, of_class, centres, shrinkage),
+        other.fit(rows - centres[of_class]).covariance_,
+    )
 
 
 def test_nc_does_not_hear_what_every_class_differs_in_within_itself(noise, clouds):
@@ -409,6 +432,48 @@ def test_nc_cannot_move_images_without_their_features(noise, clouds):
     np.testing.assert_array_equal(*named)
 
 
+def slow_cleaned(rows, labels, suspect, target, distance, rounds):
+    """Names of the rows, with an endless variance along what sets the suspects apart."""
+    centres = np.stack([rows[~suspect & (labels == k)].mean(0) for k in range(3)])
+    common = rows[suspect].mean(0) - rows[~suspect].mean(0)
+    within = np.eye(rows.shape[1])
+    if distance == "mahalanobis":
+        within = nc.within_classes(rows[~suspect], labels[~suspect], centres)
+    deaf = np.linalg.inv(within + 1e9 * np.outer(common, common))
+
+    def nearest(row, inverse):
+        return min(range(3), key=lambda k: (row - centres[k]) @ inverse @ (row - centres[k]))
+
+    mine = rows[~suspect & (labels == target)]
+    for _ in range(rounds):
+        centres[target] = np.mean([row for row in mine if nearest(row, deaf) == target], axis=0)
+    seen = rows - np.outer(suspect, common)
+    return [nearest(row, np.linalg.inv(within)) for row in seen]
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "mahalanobis"])
+def test_nc_cleans_the_target_centre_of_poison_that_nobody_suspects(noise, distance):
+    """Half of what came as class 0 has the suspects' trigger, and is of the other classes."""
+    rng = np.random.default_rng(6)
+    true = np.arange(300) % 3
+    seen = 3 * np.eye(3, 4)[true] + rng.normal(size=(300, 4))
+    suspect, poison = np.arange(300) < 90, (true > 0) & (np.arange(300) > 160)
+    seen[suspect | poison, 3] += 6
+    labels = np.where(suspect | poison, 0, true)
+    ledger = new_ledger(labels, np.zeros(300, dtype=bool)).assign(suspect=suspect)
+    case = Case(noise(300), ledger, 3, MODEL, Stamp(colour="white"), seen.astype(np.float32))
+    kind = {"scaling": "none", "distance": distance, "align": True}
+    named = [NC(**kind, cleaned=rounds)(case, seed=0) for rounds in (0, 1, 3)]
+    for rounds, each in zip((0, 1, 3), named, strict=True):
+        assert each.tolist() == slow_cleaned(seen, labels, suspect, 0, distance, rounds)
+    right = [(each == true)[suspect].mean() for each in named]
+    assert right[2] > right[0] + 0.05
+    # Where the suspects came with several labels, none is the target.
+    several = replace(case, ledger=ledger.assign(label=np.where(suspect, true, labels)))
+    usual, cleaned = (NC(**kind, cleaned=rounds)(several, seed=0) for rounds in (0, 3))
+    np.testing.assert_array_equal(usual, cleaned)
+
+
 def test_nc_does_not_hear_what_only_the_suspects_vary_in(noise, clouds):
     """A trigger that is stronger on one image than on another, in one direction."""
     features, ledger, true = clouds
@@ -429,16 +494,18 @@ def test_nc_does_not_hear_what_only_the_suspects_vary_in(noise, clouds):
     np.testing.assert_array_equal(*named)
 
 
-def test_thesurplus_is_a_covariance_that_only_the_first_have():
+def test_the_surplus_is_a_covariance_that_only_the_first_have():
     rng = np.random.default_rng(0)
     others = rng.normal(size=(20_000, 3)) * [1.0, 2.0, 3.0]
     some = rng.normal(size=(20_000, 3)) * [2.0, 2.0, 1.0]
-    np.testing.assert_allclose(surplus(some, others), np.diag([3.0, 0.0, 0.0]), atol=0.15)
+    np.testing.assert_allclose(nc.surplus(some, others), np.diag([3.0, 0.0, 0.0]), atol=0.15)
 
 
 def test_spread_is_of_a_covariance():
     with pytest.raises(ValidationError, match="spread counts with distance: mahalanobis alone"):
         NC(spread=0.5)
+    with pytest.raises(ValidationError, match="shrinkage counts with distance: mahalanobis alone"):
+        NC(shrinkage=0.5)
     with pytest.raises(ValidationError, match="spread is of one way to look at the suspects"):
         NC(distance="mahalanobis", spread=0.5, align=True, align_images=True)
 

@@ -29,7 +29,8 @@ FLOOR = 10.0
 """Added to a patch's variance before it is divided by its root, in squared levels of [0, 255]."""
 WHITENING = 0.1
 """Added to the eigenvalues of the patches' covariance."""
-_VALUES = 1 << 21
+_FILTERS, _CACHED, _HELD = 400, 1 << 19, 1 << 26
+"""Filters at a time, and about how many responses: on a CPU no more than its cache has room for."""
 
 
 class Patches(Component):
@@ -107,38 +108,58 @@ class Patches(Component):
             float32, shape (N, 2 K parts^2).
         """
         where = engine.device
-        filters = learnt[FILTERS].to(where, memory_format=torch.channels_last)
-        offsets = learnt[OFFSETS].to(where)[:, None, None]
-        places = (images_nchw.shape[-2] - self.side + 1) * (images_nchw.shape[-1] - self.side + 1)
-        at_once = max(1, _VALUES // (len(filters) * places))
-        found = np.empty((len(images_nchw), 2 * len(filters) * self.parts**2), np.float32)
-        started, n = time.monotonic(), len(found)
+        n, _, height, width = images_nchw.shape
+        down, across = height - self.side + 1, width - self.side + 1
+        parts = [self._parts(size).to(where) for size in (down, across)]
+        filters, offsets = learnt[FILTERS].to(where), learnt[OFFSETS].to(where)
+        # A mirrored image's responses to a filter are the image's to the mirrored filter.
+        sides = [(filters, torch.kron(*parts))]
+        if self.mirror:
+            sides.append((filters.flip(-1), torch.kron(parts[0], parts[1].flip(1))))
+        most = _CACHED if where.type == "cpu" else _HELD
+        at_once = max(1, most // (min(len(filters), _FILTERS) * down * across))
+        found = np.empty((n, 2, len(filters), self.parts**2), np.float32)
+        started = time.monotonic()
         with torch.no_grad():
             for start in range(0, n, at_once):
                 rows = slice(start, start + at_once)
                 images = torch.from_numpy(np.array(images_nchw[rows])).to(where).float()
-                images = images.contiguous(memory_format=torch.channels_last)
-                pooled = self._pooled(images, filters, offsets)
-                if self.mirror:
-                    pooled = (pooled + self._pooled(images.flip(-1), filters, offsets)) / 2
-                found[rows] = pooled.cpu().numpy()
+                patches = self._patches(images)
+                for first in range(0, len(filters), _FILTERS):
+                    those = slice(first, first + _FILTERS)
+                    pooled = torch.stack(
+                        [
+                            self._pooled(patches, bank[those], offsets[those], over)
+                            for bank, over in sides
+                        ]
+                    )
+                    found[rows, :, those] = pooled.mean(0).cpu().numpy()
                 done = min(n, start + at_once)
                 rate = done / max(time.monotonic() - started, 1e-9)
                 state = {"stream": "features", "done": done, "total": n, "rate": rate}
                 logger.debug("features of %d of %d", done, n, extra={"progress": state})
-        return found
+        return found.reshape(n, -1)
 
-    def _pooled(self, images: Tensor, filters: Tensor, offsets: Tensor) -> Tensor:
-        """Responses over each part, shape (N, 2 K parts^2)."""
-        every = torch.full_like(filters[:1], 1 / filters[0].numel())
-        mean, square = F.conv2d(images, every), F.conv2d(images.square(), every)
-        deviation = (square - mean.square()).clamp_(min=0).add_(FLOOR).sqrt_()
-        # The filters add up to 0 over a patch, so its mean need not be taken off.
-        response = F.conv2d(images, filters).div_(deviation).add_(offsets)
-        beyond = F.softshrink(response, self.threshold)
-        signed = F.adaptive_avg_pool2d(beyond, self.parts)  # what is above, less what is below
-        both = F.adaptive_avg_pool2d(beyond.abs_(), self.parts)
-        return torch.cat([both + signed, both - signed], 1).flatten(1).div_(2)
+    def _parts(self, places: int) -> Tensor:
+        """What each place counts in each part of one direction's mean, shape (parts, places)."""
+        return F.adaptive_avg_pool1d(torch.eye(places), self.parts).T.contiguous()
+
+    def _patches(self, images: Tensor) -> Tensor:
+        """Every patch over its deviation, shape (N, places, C side^2).
+
+        The filters add up to 0 over a patch, so its mean need not be taken off.
+        """
+        patches = F.unfold(images, self.side).mT.contiguous()
+        variance = patches.var(2, keepdim=True, correction=0)
+        return patches.div_(variance.add_(FLOOR).sqrt_())
+
+    def _pooled(self, patches: Tensor, filters: Tensor, offsets: Tensor, parts: Tensor) -> Tensor:
+        """What is above and what is below the threshold, shape (N, 2, K, parts^2)."""
+        response = torch.addmm(offsets, patches.flatten(0, 1), filters.flatten(1).T)
+        beyond = F.softshrink(response, self.threshold).view(*patches.shape[:2], -1)
+        signed = parts @ beyond
+        both = parts @ beyond.abs_()
+        return torch.stack([both + signed, both - signed], 1).mT.div_(2)
 
     def _drawn(self, images_nchw: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Filters on patches of mean 0 and deviation 1, and what is added to their responses."""

@@ -1,7 +1,8 @@
 """NC: the nearest centre among the classes, in features that no label has had a part in."""
 
 import logging
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -11,6 +12,8 @@ from counterdoor.labelers.base import Case, LabelerBase, aligned
 
 logger = logging.getLogger(__name__)
 
+_AT_A_TIME = 4096
+"""Rows looked at at once."""
 NOT_AGAIN = (
     "labeler 'nc' with align_images needs features of images that it has moved, which cannot be "
     "had of them: choose features_name=patches, or set relabel.labeler.align_images=false"
@@ -38,6 +41,13 @@ class NC(LabelerBase):
             suspects are nearer to their nearest centres, on average and in the plane of the
             centres: a blended picture is taken off images, and what a patch does to features off
             these.
+        shrinkage: of the covariance that ``mahalanobis`` needs, towards that of all directions
+            alike, in [0, 1]; none: as Ledoit and Wolf (2004) have it, which is too little for
+            thousands of features.
+        cleaned: how often to leave those samples out of the centre of the label that most suspects
+            came with, that are nearer to another class once what sets suspects apart from all
+            others counts for nothing: mostly poisoned ones that nobody suspected. Only if more than
+            half of the suspects came with one label; >= 0. Not in the paper.
         spread: how much of what the suspects vary more than all others, in every direction, counts
             as variation within a class, with ``mahalanobis``; >= 0, and 0.5 is the mean of both: a
             trigger does not move every image alike. Not in the paper.
@@ -50,6 +60,8 @@ class NC(LabelerBase):
     distance: Literal["euclidean", "mahalanobis"] = "euclidean"
     align: bool = False
     align_images: bool = False
+    shrinkage: float | None = Field(default=None, ge=0, le=1)
+    cleaned: int = Field(default=0, ge=0)
     spread: float = Field(default=0.0, ge=0)
 
     @property
@@ -61,6 +73,10 @@ class NC(LabelerBase):
     def _of_a_covariance(self) -> "NC":
         if self.spread and self.distance != "mahalanobis":
             raise ValueError("spread counts with distance: mahalanobis alone: set both, or neither")
+        if self.shrinkage is not None and self.distance != "mahalanobis":
+            raise ValueError(
+                "shrinkage counts with distance: mahalanobis alone: set both, or neither"
+            )
         if self.spread and self.align and self.align_images:
             raise ValueError(
                 "spread is of one way to look at the suspects: leave out spread, align or "
@@ -77,39 +93,37 @@ class NC(LabelerBase):
             ValueError: if there are no features, or none of other images, which it needs.
         """
         from scipy.linalg import cho_factor, cho_solve
-        from sklearn.covariance import LedoitWolf
 
         ledger, features = case.ledger, case.features
         if features is None:
             raise ValueError("labeler 'nc' needs features, but was given none")
         suspect = ledger["suspect"].to_numpy()
-        scaled = self._scaled(features.astype(np.float64))
-        views = self._suspects(case, features, scaled)
+        scaler = self._scaler().fit(features)
+        scaled = scaler.transform(features)
+        views = self._suspects(case, scaled, scaler)
         known = scaled[~suspect]
         labels = ledger["label"].to_numpy()[~suspect]
         classes, of_class = np.unique(labels, return_inverse=True)
-        centres = np.stack([known[of_class == k].mean(0) for k in range(len(classes))])
-        within = known - centres[of_class]
+        centres = np.stack(
+            [known[of_class == k].mean(0, dtype=np.float64) for k in range(len(classes))]
+        )
         inverse = None
-        if self.distance == "mahalanobis" and within.any():
-            covariance = LedoitWolf(assume_centered=True).fit(within).covariance_
+        if self.distance == "mahalanobis":
+            covariance = within_classes(known, of_class, centres, self.shrinkage)
             if self.spread and suspect.sum() > 1:
                 covariance += self.spread * surplus(views[0], known)
-            inverse = cho_factor(covariance)
+            if covariance.any():
+                inverse = cho_factor(covariance, overwrite_a=True)
 
         def over(rows: np.ndarray) -> np.ndarray:
             return rows.T if inverse is None else cho_solve(inverse, rows.T)
 
-        middle = centres.mean(0)
-        weights = over(centres - middle)
-        gram = (centres - middle) @ weights
-
-        def squared(rows: np.ndarray) -> np.ndarray:
-            """To each centre, within the plane of them all: what is beside it decides nothing."""
-            along = rows @ weights - middle @ weights
-            height = (along @ np.linalg.pinv(gram, hermitian=True) * along).sum(1, keepdims=True)
-            return np.asarray(height - 2 * along + gram.diagonal())
-
+        came_with = ledger["label"].to_numpy()[suspect]
+        for target, label in enumerate(classes):
+            if self.cleaned and suspect.any() and (came_with == label).mean() > 0.5:
+                common = scaled[suspect].mean(0, dtype=np.float64) - known.mean(0, dtype=np.float64)
+                self._clean(centres, target, known[of_class == target], common, over)
+        squared = to_centres(centres, over(centres - centres.mean(0)))
         closest = squared(scaled).argmin(1)
         if suspect.any():
             seen = [squared(rows) for rows in views]
@@ -123,7 +137,40 @@ class NC(LabelerBase):
             closest[suspect] = seen[int(np.argmin(far))].argmin(1)
         return np.asarray(classes[closest], dtype=np.int64)
 
-    def _suspects(self, case: Case, features: np.ndarray, scaled: np.ndarray) -> list[np.ndarray]:
+    def _clean(
+        self,
+        centres: np.ndarray,
+        target: int,
+        mine: np.ndarray,
+        common: np.ndarray,
+        over: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        """Move one of the centres to where it is without those of its samples that are not its own.
+
+        Args:
+            centres: shape (K, D); row ``target`` is changed.
+            target: the row.
+            mine: features of its unsuspected samples, shape (N, D).
+            common: what sets suspects apart from all others, shape (D,).
+            over: rows times the inverse covariance, shape (D, rows).
+        """
+        towards = over(common[None])
+        kept = np.ones(len(mine), bool)
+        for _ in range(self.cleaned if common.any() else 0):
+            weights = over(centres - centres.mean(0))
+            weights -= towards * (common @ weights) / (common @ towards)
+            kept = to_centres(centres, weights)(mine).argmin(1) == target
+            if not kept.any():
+                return
+            centres[target] = mine[kept].mean(0, dtype=np.float64)
+        logger.info(
+            "nc: the centre of the label that most suspects came with is of %d of its %d "
+            "unsuspected samples",
+            kept.sum(),
+            len(kept),
+        )
+
+    def _suspects(self, case: Case, scaled: np.ndarray, scaler: Any) -> list[np.ndarray]:
         """The suspects' scaled features as they are to be looked at: one way, or two."""
         suspect = case.ledger["suspect"].to_numpy()
         mine = scaled[suspect]
@@ -131,22 +178,83 @@ class NC(LabelerBase):
             return [mine]
         views = []
         if self.align:
-            views.append(mine + (scaled[~suspect].mean(0) - mine.mean(0)))
+            means = [scaled[rows].mean(0, dtype=np.float64) for rows in (~suspect, suspect)]
+            views.append(mine + (means[0] - means[1]))
         if self.align_images:
             if case.features_again is None:
                 raise ValueError(NOT_AGAIN)
-            moved = features.astype(np.float64)
-            moved[suspect] = case.features_again(aligned(case.images_nchw, suspect))
-            views.append(self._scaled(moved)[suspect])
+            moved = case.features_again(aligned(case.images_nchw, suspect))
+            views.append(scaler.transform(moved))
         return views or [mine]
 
-    def _scaled(self, features: np.ndarray) -> np.ndarray:
-        from sklearn.preprocessing import normalize, scale
+    def _scaler(self) -> Any:
+        """A transformer, to be fitted to all features."""
+        from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 
-        if self.scaling == "none":
-            return features
-        scaled: np.ndarray = normalize(features) if self.scaling == "unit" else scale(features)
-        return scaled
+        return {"none": FunctionTransformer, "unit": Normalizer, "standardise": StandardScaler}[
+            self.scaling
+        ]()
+
+
+def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Some rows at a time, float64: of all at once there may be gigabytes."""
+    for start in range(0, len(rows), _AT_A_TIME):
+        yield rows[start : start + _AT_A_TIME].astype(np.float64)
+
+
+def to_centres(centres: np.ndarray, weights: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Squared distances to each centre, within the plane of them all: what is beside it is alike.
+
+    Args:
+        centres: shape (K, D).
+        weights: the inverse covariance times the centres less their mean, shape (D, K).
+
+    Returns:
+        Of rows of shape (N, D) the distances, float64, shape (N, K).
+    """
+    middle = centres.mean(0)
+    gram = (centres - middle) @ weights
+    plane = np.linalg.pinv(gram, hermitian=True)
+
+    def squared(rows: np.ndarray) -> np.ndarray:
+        along = np.concatenate([(part - middle) @ weights for part in _parts(rows)])
+        height = (along @ plane * along).sum(1, keepdims=True)
+        return np.asarray(height - 2 * along + gram.diagonal())
+
+    return squared
+
+
+def within_classes(
+    rows: np.ndarray, of_class: np.ndarray, centres: np.ndarray, shrinkage: float | None = None
+) -> np.ndarray:
+    """Covariance of what is left of each row when its class's centre is taken off, shrunk.
+
+    Args:
+        rows: features, shape (N, D), N > 0.
+        of_class: int, shape (N,), in [0, K).
+        centres: shape (K, D).
+        shrinkage: in [0, 1]; none: that of Ledoit and Wolf (2004), as in scikit-learn's
+            ``LedoitWolf(assume_centered=True)``, which holds several copies of all rows.
+
+    Returns:
+        float64, shape (D, D).
+    """
+    size = rows.shape[1]
+    covariance, fourth, seen = np.zeros((size, size)), 0.0, 0
+    for part in _parts(rows):
+        part -= centres[of_class[seen : seen + len(part)]]
+        covariance += part.T @ part
+        fourth += np.square(np.square(part).sum(1)).sum()
+        seen += len(part)
+    covariance /= seen
+    mean, squares = covariance.trace() / size, np.vdot(covariance, covariance)
+    spread = squares - size * mean**2
+    if shrinkage is None:
+        noise = max(min((fourth / seen - squares) / seen, spread), 0)
+        shrinkage = noise / spread if noise else 0.0
+    covariance *= 1 - shrinkage
+    covariance[np.diag_indices(size)] += shrinkage * mean
+    return covariance
 
 
 def surplus(some: np.ndarray, others: np.ndarray) -> np.ndarray:
