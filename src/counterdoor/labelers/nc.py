@@ -46,8 +46,9 @@ class NC(LabelerBase):
             thousands of features.
         cleaned: how often to leave those samples out of the centre of the label that most suspects
             came with, that are nearer to another class once what sets suspects apart from all
-            others counts for nothing: mostly poisoned ones that nobody suspected. Only if more than
-            half of the suspects came with one label; >= 0. Not in the paper.
+            others counts for nothing: mostly poisoned ones that nobody suspected, which get that
+            class's name. Only if more than half of the suspects came with one label; >= 0. Not in
+            the paper.
         spread: how much of what the suspects vary more than all others, in every direction, counts
             as variation within a class, with ``mahalanobis``; >= 0, and 0.5 is the mean of both: a
             trigger does not move every image alike. Not in the paper.
@@ -119,12 +120,15 @@ class NC(LabelerBase):
             return rows.T if inverse is None else cho_solve(inverse, rows.T)
 
         came_with = ledger["label"].to_numpy()[suspect]
+        doubtful, theirs = np.zeros(len(known), bool), np.empty(0, int)
         for target, label in enumerate(classes):
             if self.cleaned and suspect.any() and (came_with == label).mean() > 0.5:
+                doubtful = of_class == target
                 common = scaled[suspect].mean(0, dtype=np.float64) - known.mean(0, dtype=np.float64)
-                self._clean(centres, target, known[of_class == target], common, over)
+                theirs = self._clean(centres, target, known[doubtful], common, over)
         squared = to_centres(centres, over(centres - centres.mean(0)))
         closest = squared(scaled).argmin(1)
+        closest[np.flatnonzero(~suspect)[doubtful]] = theirs
         if suspect.any():
             seen = [squared(rows) for rows in views]
             far = [float(each.min(1).mean()) for each in seen]
@@ -144,7 +148,7 @@ class NC(LabelerBase):
         mine: np.ndarray,
         common: np.ndarray,
         over: Callable[[np.ndarray], np.ndarray],
-    ) -> None:
+    ) -> np.ndarray:
         """Move one of the centres to where it is without those of its samples that are not its own.
 
         Args:
@@ -153,22 +157,26 @@ class NC(LabelerBase):
             mine: features of its unsuspected samples, shape (N, D).
             common: what sets suspects apart from all others, shape (D,).
             over: rows times the inverse covariance, shape (D, rows).
+
+        Returns:
+            The row of the nearest centre of each of them, shape (N,).
         """
         towards = over(common[None])
-        kept = np.ones(len(mine), bool)
+        names = np.full(len(mine), target)
         for _ in range(self.cleaned if common.any() else 0):
             weights = over(centres - centres.mean(0))
             weights -= towards * (common @ weights) / (common @ towards)
-            kept = to_centres(centres, weights)(mine).argmin(1) == target
-            if not kept.any():
-                return
-            centres[target] = mine[kept].mean(0, dtype=np.float64)
+            names = to_centres(centres, weights)(mine).argmin(1)
+            if not (names == target).any():
+                break
+            centres[target] = mine[names == target].mean(0, dtype=np.float64)
         logger.info(
             "nc: the centre of the label that most suspects came with is of %d of its %d "
             "unsuspected samples",
-            kept.sum(),
-            len(kept),
+            (names == target).sum(),
+            len(names),
         )
+        return names
 
     def _suspects(self, case: Case, scaled: np.ndarray, scaler: Any) -> list[np.ndarray]:
         """The suspects' scaled features as they are to be looked at: one way, or two."""
