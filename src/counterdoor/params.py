@@ -8,7 +8,7 @@ from counterdoor.attacks import Attack
 from counterdoor.component import Config
 from counterdoor.defences import NAB, Defence
 from counterdoor.detectors import Detector, SuspectRatio
-from counterdoor.features import Features
+from counterdoor.features import Features, SimCLR
 from counterdoor.labelers import Labeler
 from counterdoor.models import Model
 from counterdoor.recipe import Recipe
@@ -69,6 +69,9 @@ class FeaturesParams(RootModel[Features]):
     """How features are had without labels; ``root`` is the method."""
 
     model_config = ConfigDict(frozen=True)
+
+
+USUAL_FEATURES = FeaturesParams(SimCLR())
 
 
 class WarmupParams(Config):

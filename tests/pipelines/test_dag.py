@@ -1,5 +1,6 @@
 """The wiring: what is registered, where everything is stored, and who may read what."""
 
+import logging
 import sys
 from collections import defaultdict
 from graphlib import TopologicalSorter
@@ -108,6 +109,17 @@ def reads(node):
 
 def parameters_of(node):
     return {name.removeprefix("params:") for name in node.inputs if is_parameter(name)}
+
+
+def test_a_parameter_has_one_type_in_all_pipelines(caplog):
+    """Of two, Kedro warns at every start, and takes the later one."""
+    bootstrap_project(ROOT)
+    with (
+        caplog.at_level(logging.WARNING, logger="kedro"),
+        KedroSession.create(ROOT) as session,
+    ):
+        assert session.load_context().params["features"]
+    assert [each.getMessage() for each in caplog.records] == []
 
 
 def test_registered_pipelines(pipelines):

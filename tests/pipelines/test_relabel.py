@@ -163,6 +163,6 @@ def test_features_of_moved_images_reach_the_labeler(case):
     )
     expected = params.labeler(own, seed=0)
     assert result["ledger"]["pseudo_label"].tolist() == expected.tolist()
-    for learner in (None, FeaturesParams(SimCLR())):
+    for how in ({}, {"learner": FeaturesParams(SimCLR())}):
         with pytest.raises(ValueError, match="choose features_name=patches"):
-            relabel(*given, features=artifact, learner=learner)
+            relabel(*given, features=artifact, **how)

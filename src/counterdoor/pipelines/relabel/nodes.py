@@ -14,6 +14,7 @@ from counterdoor.labelers import Case, Drop
 from counterdoor.ledger import check_ledger
 from counterdoor.params import (
     USUAL_DEFENCE,
+    USUAL_FEATURES,
     DefenceParams,
     FeaturesParams,
     ModelParams,
@@ -34,7 +35,7 @@ def relabel(
     engine: Engine = DEFAULT,
     defence: DefenceParams = USUAL_DEFENCE,
     features: Mapping[str, Tensor] | None = None,
-    learner: FeaturesParams | None = None,
+    learner: FeaturesParams = USUAL_FEATURES,
     oracle: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Label the suspects anew, and plan who is stamped.
@@ -68,7 +69,7 @@ def relabel(
     labeler = params.labeler if defence.root.needs_pseudo_labels else Drop()
     seen = features_of(features, len(images), earlier=True) if labeler.needs_features else None
     again = None
-    if features is not None and learner is not None and learner.root.again is not None:
+    if features is not None and learner.root.again is not None:
         again = partial(learner.root.again, features, engine=engine)
     case = Case(
         images,
