@@ -1,5 +1,6 @@
 """Which cells have run, and how those that have not are run: here, and on Ray."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,11 +13,12 @@ import pytest
 
 from counterdoor import cells
 from counterdoor.cells import Job, Outcome, jobs_of, run_here, run_job, run_on_ray, runs_of
-from counterdoor.comparison import Cell
+from counterdoor.comparison import Cell, read_grid
 from counterdoor.config import ConfigError
 from counterdoor.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
+PLACE = {"ingest.source.path": "elsewhere"}
 pytestmark = pytest.mark.filterwarnings("ignore:register_new_resolver")
 
 
@@ -65,6 +67,24 @@ def test_a_parameter_that_there_is_not_names_its_cell():
 def test_two_cells_that_are_one_run_are_refused():
     with pytest.raises(ConfigError, match="'badnets, other, seed 0' and 'badnets, vd, seed 0'"):
         jobs_of(ROOT, [cell(), cell(defence="other", attack_name="badnets")])
+
+
+@pytest.mark.parametrize(
+    ("grid", "records", "given"),
+    [
+        ("digits", "2026-11-27_digits_cells_cpu.jsonl", {}),
+        ("cifar10", "2026-11-27_cifar10_cells.jsonl", {"source_name": "parquet", **PLACE}),
+    ],
+)
+def test_recorded_cells_are_those_of_today(grid, records, given):
+    """Whoever changes what a run's digest is of makes days of work void."""
+    lines = (ROOT / "benchmarks" / "records" / records).read_text(encoding="utf-8").splitlines()
+    recorded = {(line["variant"], line["seed"]) for line in map(json.loads, lines)}
+    found = read_grid(ROOT / "benchmarks" / "tables" / f"{grid}.yml", given).cells()
+    one = [each for each in found if each.attack == "blend 10 %" and each.seed == 0]
+    keys = {each.record_key for each in jobs_of(ROOT, one)}
+    assert len(keys) >= 7
+    assert keys <= recorded
 
 
 def test_the_newest_run_of_each_job_counts(tmp_path):

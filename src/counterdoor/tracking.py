@@ -319,6 +319,9 @@ def _log_torch(mlflow: Any, name: str, net: Any, shape: tuple[int, int, int], **
 
 PLACES = ("ingest.source.path", "ingest.trusted_path")
 """Where images lie; another on every machine."""
+REPEATED = ("features_name",)
+"""Short names that are no part of a variant's digest: cells were recorded before there were these,
+and the component that they choose has its name in it."""
 
 
 def variant_of(parameters: Mapping[str, Any], *, places: bool = True) -> str:
@@ -333,7 +336,7 @@ def variant_of(parameters: Mapping[str, Any], *, places: bool = True) -> str:
     """
     later = {key for stage in ("export", "selftest") for key in STAGES[stage][1]}
     kept = {key: value for key, value in parameters.items() if key not in later}
-    told = {key: value for key, value in flatten(kept).items() if key != "seed"}
+    told = {key: value for key, value in flatten(kept).items() if key not in ("seed", *REPEATED)}
     rest = {k: v for k, v in told.items() if places or v is None or k not in PLACES}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
