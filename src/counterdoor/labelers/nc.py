@@ -101,8 +101,11 @@ class NC(LabelerBase):
         suspect = ledger["suspect"].to_numpy()
         scaler = self._scaler().fit(features)
         scaled = scaler.transform(features)
-        views = self._suspects(case, scaled, scaler)
         known = scaled[~suspect]
+        common = np.zeros(scaled.shape[1])  # what sets the suspects apart from all others
+        if suspect.any() and len(known):
+            common = scaled[suspect].mean(0, dtype=np.float64) - known.mean(0, dtype=np.float64)
+        views = self._suspects(case, scaled[suspect], common, scaler)
         labels = ledger["label"].to_numpy()[~suspect]
         classes, of_class = np.unique(labels, return_inverse=True)
         centres = np.stack(
@@ -124,7 +127,6 @@ class NC(LabelerBase):
         for target, label in enumerate(classes):
             if self.cleaned and suspect.any() and (came_with == label).mean() > 0.5:
                 doubtful = of_class == target
-                common = scaled[suspect].mean(0, dtype=np.float64) - known.mean(0, dtype=np.float64)
                 theirs = self._clean(centres, target, known[doubtful], common, over)
         squared = to_centres(centres, over(centres - centres.mean(0)))
         closest = squared(scaled).argmin(1)
@@ -178,16 +180,16 @@ class NC(LabelerBase):
         )
         return names
 
-    def _suspects(self, case: Case, scaled: np.ndarray, scaler: Any) -> list[np.ndarray]:
+    def _suspects(
+        self, case: Case, mine: np.ndarray, common: np.ndarray, scaler: Any
+    ) -> list[np.ndarray]:
         """The suspects' scaled features as they are to be looked at: one way, or two."""
         suspect = case.ledger["suspect"].to_numpy()
-        mine = scaled[suspect]
         if not suspect.any() or suspect.all():
             return [mine]
         views = []
         if self.align:
-            means = [scaled[rows].mean(0, dtype=np.float64) for rows in (~suspect, suspect)]
-            views.append(mine + (means[0] - means[1]))
+            views.append(mine - common)
         if self.align_images:
             if case.features_again is None:
                 raise ValueError(NOT_AGAIN)
