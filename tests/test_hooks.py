@@ -16,13 +16,14 @@ from counterdoor.hooks import (
     CheckpointHooks,
     PathHooks,
     ProgressHooks,
+    ensure_choices_agree,
     ensure_nothing_is_known,
     ensure_truth_is_given,
 )
 from counterdoor.labelers import Drop
 from counterdoor.labelers import Oracle as TrueLabels
 from counterdoor.params import IngestParams
-from counterdoor.pipelines import defend, detect, relabel, selftest, warmup
+from counterdoor.pipelines import defend, detect, ingest, relabel, selftest, warmup
 from counterdoor.sources import decoding
 
 PROGRESS = {
@@ -212,3 +213,37 @@ def test_data_of_unknown_origin_is_not_said_to_be_attacked_or_partly_verified():
         ensure_nothing_is_known(pipeline, known("none", 0.05))
     for other in (detect, warmup):
         ensure_nothing_is_known(other.create_pipeline(), known("badnets", 0.05))
+
+
+def choices(**changed):
+    catalog = DataCatalog()
+    usual = {
+        "detect": {"detector": {"name": "lga"}, "suspect_ratio": 0.05},
+        "relabel": {"labeler": {"name": "drop"}, "trusted_stamps": 0},
+        "warmup": {"recipe": {"epochs": 1}},
+        "features": {"name": "simclr", "recipe": {"epochs": 1}},
+        "defence": {"name": "nab"},
+    }
+    for name, given in (usual | changed).items():
+        catalog[f"params:{name}"] = given
+    return catalog
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"detect": {"detector": {"name": "lga"}, "suspect_ratio": "apart"}}, "choose detector ac"),
+        ({"warmup": {"recipe": None}}, r"set warmup\.recipe, now null"),
+        (
+            {"relabel": {"labeler": {"name": "nc", "align_images": True}, "trusted_stamps": 0}},
+            "align_images",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_the_data_are_read(changed, told):
+    for stage in (warmup, defend, selftest):
+        ensure_choices_agree(stage.create_pipeline(), choices())
+        with pytest.raises(ValueError, match=told):
+            ensure_choices_agree(stage.create_pipeline(), choices(**changed))
+        ensure_choices_agree(stage.create_pipeline(), choices(**changed, defence={"name": "none"}))
+    ensure_choices_agree(ingest.create_pipeline(), DataCatalog())  # needs none of them

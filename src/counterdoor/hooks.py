@@ -18,7 +18,14 @@ from kedro.pipeline.node import Node
 
 from counterdoor.checkpoint import checkpoints_in, results_shared_in
 from counterdoor.config import variant_path
-from counterdoor.params import IngestParams
+from counterdoor.params import (
+    DefenceParams,
+    DetectParams,
+    FeaturesParams,
+    IngestParams,
+    RelabelParams,
+    WarmupParams,
+)
 
 LIBRARY_LOGGER = "counterdoor.training"
 """The logger whose records carry ``stream``, ``step``, ``steps`` and ``metrics``."""
@@ -42,11 +49,13 @@ class PreflightHooks:
         Raises:
             DatasetError: naming a missing or damaged artifact, or a folder that
                 cannot be written to, and what to do.
-            ValueError: if a component looks at the truth, and the pipeline withholds it, or
-                parameters know what nobody can know of data of unknown origin.
+            ValueError: if a component looks at the truth, and the pipeline withholds it,
+                parameters know what nobody can know of data of unknown origin, or what is
+                chosen does not go together.
         """
         ensure_truth_is_given(pipeline, catalog)
         ensure_nothing_is_known(pipeline, catalog)
+        ensure_choices_agree(pipeline, catalog)
         for name in sorted(pipeline.outputs() | pipeline.all_outputs()):
             ensure_writable(catalog[name])
         for name in sorted(pipeline.inputs()):
@@ -123,6 +132,20 @@ def ensure_nothing_is_known(pipeline: Pipeline, catalog: DataCatalog) -> None:
             f"ingest.trusted_share is {ingest.trusted_share}, but nobody has verified a share of "
             "data of unknown origin: give ingest.trusted_share=0, or trusted_path with images that "
             "you have verified"
+        )
+
+
+def ensure_choices_agree(pipeline: Pipeline, catalog: DataCatalog) -> None:
+    """Raise ``ValueError`` if the run would refuse its parameters, after ingest and attack."""
+    from counterdoor.pipelines.warmup.nodes import check_choices
+
+    if any(node.name.rpartition(".")[2] == "check_plan" for node in pipeline.nodes):
+        check_choices(
+            DetectParams.model_validate(catalog.load("params:detect")),
+            RelabelParams.model_validate(catalog.load("params:relabel")),
+            WarmupParams.model_validate(catalog.load("params:warmup")),
+            FeaturesParams.model_validate(catalog.load("params:features")),
+            DefenceParams.model_validate(catalog.load("params:defence")),
         )
 
 

@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from counterdoor.defences import DefenceBase
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.features.learnt import NONE, is_learnt
 from counterdoor.forecast import needs_features
@@ -27,6 +26,41 @@ from counterdoor.params import (
 from counterdoor.pipelines.plain import train_as_it_came
 from counterdoor.recipe import Recipe
 from counterdoor.stamp import Stamp
+
+
+def check_choices(
+    detect: DetectParams,
+    relabel: RelabelParams,
+    warmup: WarmupParams,
+    features: FeaturesParams,
+    defence: DefenceParams = USUAL_DEFENCE,
+) -> None:
+    """Refuse what does not go together whatever the data, before they are read.
+
+    Args:
+        detect: how many are suspected.
+        relabel: who labels them.
+        warmup: the trainings before detection.
+        features: how features are learnt, if anybody needs them.
+        defence: what of all that it needs.
+
+    Raises:
+        ValueError: if the rule reads off scores what the detector does not tell, the detector
+            lacks a training, or features are needed of other images and there are none.
+    """
+    chosen = defence.root
+    if chosen.needs_suspects:
+        detector = detect.detector
+        chosen.suspect_rule(detect.suspect_ratio).check_reads(detector)
+        for need, key in (("warmup", "recipe"), ("plain", "plain_recipe")):
+            if need in detector.needs and getattr(warmup, key) is None:
+                raise ValueError(
+                    f"detector {detector.name!r} looks at a net that is not trained: "
+                    f"set warmup.{key}, now null"
+                )
+    moved = chosen.needs_pseudo_labels and relabel.labeler.moves_images
+    if moved and features.root.again is None:
+        raise ValueError(NOT_AGAIN)
 
 
 def check_plan(
@@ -62,20 +96,20 @@ def check_plan(
         and the contrast of the stamp in use with what it covers, NaN for none.
 
     Raises:
-        ValueError: if nobody would be suspected, the detector lacks a training, detector,
+        ValueError: as :func:`check_choices`, or if nobody would be suspected, detector,
             labeler or defence lack trusted samples, the stamp lies outside the images or
             looks like padding, the net does not give logits for such images, or features
-            are needed and there are none to be had, or none of other images.
+            are needed and there are none to be had.
     """
     from counterdoor.models import channel_statistics, check_net
     from counterdoor.stamp import stamp_contrast
 
     check_ledger(ledger, images, "trusted")
+    check_choices(detect, relabel, warmup, features, defence)
     trusted = int(ledger["trusted"].sum())
     chosen, suspects = defence.root, 0
     if chosen.needs_suspects:
         suspects = chosen.suspect_rule(detect.suspect_ratio).at_most(len(ledger) - trusted)
-        _check_detector(detect, warmup, chosen)
         detect.detector.check(ledger, len(info["class_names"]))
     if chosen.needs_pseudo_labels:
         relabel.labeler.check(ledger, len(info["class_names"]))
@@ -88,9 +122,6 @@ def check_plan(
     check_net(model.root, images, len(info["class_names"]))
     if needs_features(detect, relabel, defence.root):
         features.root.check(model.root, images)
-        moved = chosen.needs_pseudo_labels and relabel.labeler.moves_images
-        if moved and features.root.again is None:
-            raise ValueError(NOT_AGAIN)
     chosen.check(images, ledger, len(info["class_names"]), model.root)
     return {
         "report": {
@@ -100,17 +131,6 @@ def check_plan(
             "stamp_contrast": contrast,
         }
     }
-
-
-def _check_detector(detect: DetectParams, warmup: WarmupParams, defence: DefenceBase) -> None:
-    """Raise ``ValueError`` unless what the detector looks at is trained, and it is understood."""
-    defence.suspect_rule(detect.suspect_ratio).check_reads(detect.detector)
-    for need, key in (("warmup", "recipe"), ("plain", "plain_recipe")):
-        if need in detect.detector.needs and getattr(warmup, key) is None:
-            raise ValueError(
-                f"detector {detect.detector.name!r} looks at a net that is not trained: "
-                f"set warmup.{key}, now null"
-            )
 
 
 def warm_up(
