@@ -136,7 +136,7 @@ def ensure_nothing_is_known(pipeline: Pipeline, catalog: DataCatalog) -> None:
 
 
 def ensure_choices_agree(pipeline: Pipeline, catalog: DataCatalog) -> None:
-    """Raise ``ValueError`` if the run would refuse its parameters, after ingest and attack."""
+    """Raise ``ValueError`` if what is chosen does not go together, whatever the data."""
     from counterdoor.pipelines.warmup.nodes import check_choices
 
     if any(node.name.rpartition(".")[2] == "check_plan" for node in pipeline.nodes):

@@ -33,16 +33,11 @@ def check_choices(
     relabel: RelabelParams,
     warmup: WarmupParams,
     features: FeaturesParams,
-    defence: DefenceParams = USUAL_DEFENCE,
+    defence: DefenceParams,
 ) -> None:
-    """Refuse what does not go together whatever the data, before they are read.
+    """Refuse what does not go together, whatever the data.
 
-    Args:
-        detect: how many are suspected.
-        relabel: who labels them.
-        warmup: the trainings before detection.
-        features: how features are learnt, if anybody needs them.
-        defence: what of all that it needs.
+    Arguments as those of :func:`check_plan`.
 
     Raises:
         ValueError: if the rule reads off scores what the detector does not tell, the detector
