@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from counterdoor.comparison import Cell, Choice, Grid, Published, pareto_front, same_cell
+from counterdoor.component import members
+from counterdoor.defences import Defence
 from counterdoor.plots import BLUE, SERIES, VERMILLION
 from counterdoor.results import spread
 
@@ -42,6 +44,12 @@ Published figures are in percent. Their net differs from ours, and so may the nu
 quality of the images, the epochs and the attack's settings: compare the order of defences, not the
 numbers."""
 
+NOT_REPRODUCED = """\
+**{names}: not reproduced.** Here they have not reached their own papers' strength: fewer epochs,
+and several without a part that makes them work. Published cells of theirs are better. Their rows
+show what these settings give. They do not say which defence is better, so they are not counted
+above."""
+
 INTRODUCTION = """\
 # Defences compared
 
@@ -57,9 +65,9 @@ the attacker wants, **BA** the accuracy on triggered images, **DER** = [max(0, f
 max(0, fall of CA) + 1] / 2. *Undefended* is the net of the same run that was trained on the same
 data without a defence. Detection: the share of the suspects that are poisoned, of the poisoned that
 are suspects (TPR), and of the clean that are suspects (FPR). **Front**: {front} where no other
-defence has, against this attack, a higher mean CA at no higher ASR, or a lower mean ASR at no lower
-CA. **Holds**: a mean ASR of at most {asr:.0%}, and a mean CA at most {fall:.0f} points below
-undefended. A dash: not measured.
+reproduced defence has, against this attack, a higher mean CA at no higher ASR, or a lower mean ASR
+at no lower CA. **Holds**: a mean ASR of at most {asr:.0%}, and a mean CA at most {fall:.0f} points
+below undefended. A dash: not measured.
 """
 
 
@@ -158,6 +166,12 @@ class Row:
         return float((self.values("undefended_ca") - self.values("ca")).mean())
 
     @property
+    def reproduced(self) -> bool:
+        """Whether the defence reaches its published strength in this project."""
+        name = self.cells[0].parameters.get("defence_name", "nab")
+        return all(kind.reproduced for kind in members(Defence) if kind.component_name() == name)
+
+    @property
     def holds(self) -> bool:
         """Whether the attack has failed at a small price."""
         rounding = 1e-9  # of the means
@@ -176,11 +190,11 @@ def rows_of(grid: Grid, measured: Iterable[Measured]) -> list[Row]:
             for defence in grid.defences
             if (attack.name, defence.name) in cells
         ]
-        front = pareto_front([(row.values("ca").mean(), row.values("asr").mean()) for row in group])
-        rows += [
-            Row(row.attack, row.defence, row.cells, on)
-            for row, on in zip(group, front, strict=True)
-        ]
+        compared = [row for row in group if row.reproduced]
+        points = [(row.values("ca").mean(), row.values("asr").mean()) for row in compared]
+        names = [row.defence for row in compared]
+        front = dict(zip(names, pareto_front(points), strict=True))
+        rows += [replace(row, front=front.get(row.defence, False)) for row in group]
     return rows
 
 
@@ -230,6 +244,7 @@ def _scale(
         "",
         *_shown(section, pictures, "overview"),
         *_holding(section.grid, rows),
+        *_not_reproduced(rows),
         _row(header),
         "|" + "---|" * len(header),
     ]
@@ -265,7 +280,7 @@ def _holding(grid: Grid, rows: Sequence[Row]) -> list[str]:
     lines = []
     for defence in grid.defences:
         own = [row for row in attacked if row.defence == defence.name]
-        if own:
+        if own and own[0].reproduced:
             lost = ", ".join(row.attack for row in own if not row.holds)
             counts = [
                 f"{n} of {len(own)}" for n in (sum(r.holds for r in own), sum(r.front for r in own))
@@ -278,6 +293,12 @@ def _holding(grid: Grid, rows: Sequence[Row]) -> list[str]:
         "|---|---|---|---|",
     ]
     return [*head, *lines, ""]
+
+
+def _not_reproduced(rows: Sequence[Row]) -> list[str]:
+    """Which rows are of a baseline that misses its published strength, and what follows."""
+    names = list(dict.fromkeys(row.defence for row in rows if not row.reproduced))
+    return [NOT_REPRODUCED.format(names=", ".join(names)), ""] if names else []
 
 
 def _source(figure: Published) -> str:

@@ -1,4 +1,4 @@
-"""Defences: how the net that is deployed is made. NAB, its opponents, and none at all."""
+"""Defences: how the net that is deployed is made. NAB, baselines, and none at all."""
 
 from typing import Annotated
 

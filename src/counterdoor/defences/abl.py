@@ -37,6 +37,7 @@ class ABL(DefenceBase):
     """
 
     needs_suspects: ClassVar[bool] = True
+    reproduced: ClassVar[bool] = False
 
     name: Literal["abl"] = "abl"
     isolation_ratio: float = Field(default=0.01, gt=0, lt=1)

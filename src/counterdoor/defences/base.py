@@ -111,12 +111,14 @@ class DefenceBase(Component):
             of the plan.
         needs_trusted: whether there have to be trusted samples.
         needs_undefended: whether it starts from the undefended net.
+        reproduced: whether it reaches its published strength here; else no page compares it.
     """
 
     needs_suspects: ClassVar[bool] = False
     needs_pseudo_labels: ClassVar[bool] = False
     needs_trusted: ClassVar[bool] = False
     needs_undefended: ClassVar[bool] = False
+    reproduced: ClassVar[bool] = True
 
     def suspect_rule(self, usual: SuspectRule) -> SuspectRule:
         """How many are suspected, where ``usual`` is the run's rule."""

@@ -47,6 +47,7 @@ class FinePruning(DefenceBase):
 
     needs_trusted: ClassVar[bool] = True
     needs_undefended: ClassVar[bool] = True
+    reproduced: ClassVar[bool] = False
 
     name: Literal["fp"] = "fp"
     tolerance: float = Field(default=0.1, ge=0, le=1)

@@ -51,6 +51,7 @@ class NAD(DefenceBase):
 
     needs_trusted: ClassVar[bool] = True
     needs_undefended: ClassVar[bool] = True
+    reproduced: ClassVar[bool] = False
 
     name: Literal["nad"] = "nad"
     p: float = Field(default=2.0, gt=0)

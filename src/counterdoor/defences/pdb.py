@@ -1,6 +1,6 @@
 """PDB: the defender plants a stronger backdoor of its own, and undoes what it does."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,8 @@ class PDB(DefenceBase):
         share: share of every class's carriers that get copies, in (0, 1].
         repeats: how often each copy occurs.
     """
+
+    reproduced: ClassVar[bool] = False
 
     name: Literal["pdb"] = "pdb"
     trigger: Stamp = Stamp(size=7, colour="bright")
