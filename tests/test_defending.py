@@ -111,6 +111,71 @@ def test_as_json_it_is_one_object(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out) == told
 
 
+@pytest.fixture
+def known(monkeypatch):
+    hooks = defending.KnownHooks()
+    monkeypatch.setattr(defending, "KNOWN", hooks)
+    return hooks
+
+
+def test_a_run_that_fails_later_gives_its_verdict_all_the_same(capsys, tmp_path, known, caplog):
+    verdict = {"answer": "evidence", "chance": 0.02, "suspects": 7, "reasons": ["Because."]}
+    catalog = {
+        "verdict": Made(verdict, tmp_path),
+        "suspects_page": Made("page", tmp_path),
+        "other": Made(1, tmp_path),
+    }
+
+    def command(**given):
+        known.before_pipeline_run(catalog)
+        with caplog.at_level("INFO"):
+            for name in catalog:
+                known.after_dataset_saved(name, catalog[name].load())
+        assert "There is evidence of poisoning. Because." in caplog.text
+        raise ValueError("the disk is full")
+
+    with pytest.raises(ValueError, match="the disk is full"):
+        answering(command)(pipelines=["defend"], params={})
+    told = capsys.readouterr().out
+    assert "There is evidence of poisoning." in told
+    assert "suspects_page.html/v1/suspects_page.html" in told
+    with pytest.raises(ValueError, match="the disk is full"):
+        answering(command)(pipelines=["defend"], params={}, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["answer"], told["exit_code"], told["error"]) == (
+        "evidence",
+        1,
+        "the disk is full",
+    )
+
+
+def test_a_run_that_fails_before_there_is_a_verdict_tells_none(capsys, tmp_path, known):
+    known.datasets = {"verdict": Made({}, tmp_path)}  # of a run before
+
+    def command(**given):
+        known.before_pipeline_run({})
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        answering(command)(pipelines=["defend"], params={})
+    assert capsys.readouterr().out == ""
+
+
+def test_what_the_stamp_changes_is_told_with_the_verdict(capsys, tmp_path):
+    verdict = {"answer": "evidence", "chance": 0.02, "suspects": 7, "reasons": ["Because."]}
+    effect = {"changed_suspects": 0.75, "changed_others": 0.01}
+    made = {"verdict": Made(verdict, tmp_path), "stamp_effect": Made(effect, tmp_path)}
+    with pytest.raises(SystemExit):
+        answering(lambda **given: made)(pipelines=["defend"], params={}, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["changed_suspects"] == 0.75
+    assert told["reasons"] == [
+        "Because.",
+        "Under the stamp the hardened net takes 75.0% of the suspects and 1.0% of the others for "
+        "another class.",
+    ]
+
+
 def test_a_self_test_is_another_pipeline_of_the_same_run_and_tells_what_it_found(capsys, tmp_path):
     ran = []
     verdict = {"answer": "evidence", "chance": None, "suspects": 7, "reasons": ["Because."]}

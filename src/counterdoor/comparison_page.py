@@ -169,7 +169,8 @@ class Row:
     def reproduced(self) -> bool:
         """Whether the defence reaches its published strength in this project."""
         name = self.cells[0].parameters.get("defence_name", "nab")
-        return all(kind.reproduced for kind in members(Defence) if kind.component_name() == name)
+        kinds: dict[str, Any] = {kind.component_name(): kind for kind in members(Defence)}
+        return name in kinds and bool(kinds[name].reproduced)
 
     @property
     def holds(self) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from kedro.framework.hooks import hook_impl
 
 if TYPE_CHECKING:
     from counterdoor.forecast import Forecast
@@ -30,6 +31,9 @@ SHOWN = {
     "model_card": ("model_card.md", "its card"),
 }
 """What the answer points to: its file, and what people call it."""
+
+KEPT = ("verdict", "stamp_effect", "self_test", "suspects_page")
+"""The data sets that the answer is made of, and that whose place is told at once."""
 
 EXPORT_SECONDS = 20.0
 """What the exports and their copies take, about, whatever the data."""
@@ -96,8 +100,9 @@ def answering(command: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap ``kedro run``: parameters are :func:`spelt_out`, and ``defend`` says its verdict.
 
     Its exit code is then 0 for no evidence of poisoning, :data:`EVIDENCE` or
-    :data:`UNDECIDED`. It takes :data:`OPTIONS`, and the parameter ``max_minutes``: the trainings
-    are then cut so that the run takes about so long.
+    :data:`UNDECIDED`. If something fails once the verdict is known, the verdict and what there is
+    are told all the same, and the exit code is 1. It takes :data:`OPTIONS`, and the parameter
+    ``max_minutes``: the trainings are then cut so that the run takes about so long.
     """
 
     @functools.wraps(command)
@@ -143,7 +148,12 @@ def answering(command: Callable[..., Any]) -> Callable[..., Any]:
                 note.parent.mkdir(parents=True, exist_ok=True)
                 note.write_text(json.dumps({"minutes": limit, "epochs": epochs}))
                 kwargs["params"] = _with_epochs(params, epochs or {})
-            made = command(*args, **kwargs)
+            try:
+                made = command(*args, **kwargs)
+            except Exception as error:
+                if "defend" in selected and "verdict" in KNOWN.datasets:
+                    _tell(KNOWN.datasets, as_json, failed=error)
+                raise
         note.unlink(missing_ok=True)
         if "defend" in selected and "verdict" in made:
             sys.exit(_tell(made, as_json))
@@ -307,12 +317,49 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _tell(made: Mapping[str, Any], as_json: bool) -> int:
+class KnownHooks:
+    """Keeps what a run has found out so far, and says the verdict as soon as it is known."""
+
+    def __init__(self) -> None:
+        self.datasets: dict[str, Any] = {}
+        """Of :data:`KEPT`, what the run in progress, or the last one, has saved."""
+        self._catalog: Any = None
+
+    @hook_impl
+    def before_pipeline_run(self, catalog: Any) -> None:
+        """Begin anew."""
+        self.datasets, self._catalog = {}, catalog
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+        """Keep it, and say what people wait for."""
+        if dataset_name not in KEPT or self._catalog is None:
+            return
+        dataset = self.datasets[dataset_name] = self._catalog[dataset_name]
+        told = logging.getLogger("counterdoor")
+        if dataset_name == "verdict":
+            from counterdoor.verdict import Verdict
+
+            verdict = Verdict.model_validate(data)
+            told.info("%s %s", verdict.words, " ".join(verdict.reasons))
+        elif dataset_name == "suspects_page":
+            told.info("the suspects: %s", dataset._get_load_path())
+
+
+KNOWN = KnownHooks()
+"""The hooks of this process."""
+
+
+def _tell(made: Mapping[str, Any], as_json: bool, failed: Exception | None = None) -> int:
     """Print the verdict and where things lie; gives back the exit code."""
     from counterdoor.verdict import Verdict
 
     verdict = Verdict.model_validate(made["verdict"].load())
+    if "stamp_effect" in made:
+        verdict = verdict.under_the_stamp(**made["stamp_effect"].load())
     code = {"evidence": EVIDENCE, "undecided": UNDECIDED}.get(verdict.answer, 0)
+    if failed is not None:
+        code = 1
     own = Path(made["verdict"]._get_load_path())  # <name>/<version>/<name>, as all of them
     folder, version = own.parents[2], own.parent.name
     places = {name: folder / file / version / file for name, (file, _) in SHOWN.items()}
@@ -320,6 +367,8 @@ def _tell(made: Mapping[str, Any], as_json: bool) -> int:
     self_test = made["self_test"].load() if "self_test" in made else None
     if as_json:
         told = verdict.model_dump(mode="json") | ({"self_test": self_test} if self_test else {})
+        if failed is not None:
+            told["error"] = str(failed)
         click.echo(json.dumps({**told, "exit_code": code, "files": files}))
         return code
     click.secho(f"\n{verdict.words}", bold=True)

@@ -145,6 +145,10 @@ class Hardened:
         return np.concatenate(logits), np.concatenate(rejected)
 
 
+_FREE = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+"""Of exported images: their number, height and width."""
+
+
 def to_onnx(hardened: Hardened) -> bytes:
     """The net as ONNX: input ``images`` uint8 (N, C, H, W), outputs ``logits`` and ``reject``.
 
@@ -157,7 +161,6 @@ def to_onnx(hardened: Hardened) -> bytes:
     import io
     import warnings
 
-    dims = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     channels, height, width = hardened.net.image_shape
     example = torch.zeros((2, channels, height + 1, width + 2), dtype=torch.uint8)
     try:
@@ -168,17 +171,48 @@ def to_onnx(hardened: Hardened) -> bytes:
                 (example,),
                 input_names=["images"],
                 output_names=["logits", "reject"],
-                dynamic_shapes=(dims,),
+                dynamic_shapes=(_FREE,),
                 dynamo=True,
                 verbose=False,
             )
     except Exception as error:  # whatever torch.export makes of somebody else's code
-        raise ValueError(
-            f"model {hardened.net.architecture['name']!r} cannot be written as ONNX: "
-            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        ) from error
+        raise _unwritable(hardened, "ONNX", error) from error
     assert program is not None
     return cast(bytes, program.model_proto.SerializeToString())
+
+
+def try_exports(hardened: Hardened) -> int:
+    """Write the net in memory in each form that it is shipped in; gives the bytes of all.
+
+    Raises:
+        ValueError: naming the form that this net cannot be written in.
+    """
+    import io
+    import warnings
+
+    from safetensors.torch import save
+
+    channels, height, width = hardened.net.image_shape
+    example = torch.zeros((2, channels, height + 1, width + 2), dtype=torch.uint8)
+    written = io.BytesIO()
+    tensors = {name: each.contiguous().clone() for name, each in hardened.net.state.items()}
+    try:
+        size = len(save(tensors))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                hardened.served(), (example,), dynamic_shapes=(_FREE,), strict=False
+            )
+            torch.export.save(program, written)
+    except Exception as error:  # whatever torch.export makes of somebody else's code
+        raise _unwritable(hardened, "an MLflow model", error) from error
+    return size + written.tell() + len(to_onnx(hardened))
+
+
+def _unwritable(hardened: Hardened, form: str, error: Exception) -> ValueError:
+    name = hardened.net.architecture["name"]
+    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return ValueError(f"model {name!r} cannot be written as {form}: {reason}")
 
 
 def model_card(hardened: Hardened) -> str:

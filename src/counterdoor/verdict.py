@@ -169,15 +169,22 @@ class Verdict(Config):
     changed_suspects: float | None = None
     changed_others: float | None = None
 
-    def under_the_stamp(self, suspects: float | None, others: float | None) -> "Verdict":
-        """The same with what the stamp changes, in numbers and as one more reason."""
+    def under_the_stamp(
+        self, *, changed_suspects: float | None = None, changed_others: float | None = None
+    ) -> "Verdict":
+        """The same with what the stamp changes, in numbers and as one more reason.
+
+        The answer does not depend on it. Without a share there is nothing to tell.
+        """
         told = [
             f"{share:.1%} of {whom}"
-            for share, whom in ((suspects, "the suspects"), (others, "the others"))
+            for share, whom in ((changed_suspects, "the suspects"), (changed_others, "the others"))
             if share is not None
         ]
+        if not told:
+            return self
         reason = f"Under the stamp the hardened net takes {' and '.join(told)} for another class."
-        changed = {"changed_suspects": suspects, "changed_others": others}
+        changed = {"changed_suspects": changed_suspects, "changed_others": changed_others}
         return self.model_copy(update={"reasons": [*self.reasons, reason], **changed})
 
     @property

@@ -24,6 +24,7 @@ from counterdoor.models import (
     build_net,
     channel_statistics,
 )
+from counterdoor.models.digits_cnn import GRID, GridMax
 from counterdoor.stamp import Stamp, apply_stamp
 
 MODEL = DigitsCNN(width=2)
@@ -377,3 +378,13 @@ def test_compact_logits_are_scaled(noise):
     ninth = build_net(Compact(scale=1 / 9), images, 5, seed=0, stream="x").eval()
     floats = torch.tensor(images) / 255.0
     torch.testing.assert_close(ninth(floats) * 9, plain(floats))
+
+
+@pytest.mark.parametrize("size", [(7, 7), (4, 9), (16, 8), (24, 13)])
+def test_the_largest_of_each_cell_is_torchs_adaptive_pooling(size):
+    maps = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    pooled, wanted = GridMax()(maps), nn.functional.adaptive_max_pool2d(maps, GRID)
+    assert torch.equal(pooled, wanted)
+    (own,) = torch.autograd.grad(pooled.square().sum(), maps)
+    (torchs,) = torch.autograd.grad(wanted.square().sum(), maps)
+    torch.testing.assert_close(own, torchs)

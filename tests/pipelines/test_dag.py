@@ -66,8 +66,9 @@ def nodes(pipelines):
 
 @pytest.fixture(scope="module")
 def every_node(pipelines):
-    """Of all stages, and the one that only ``defend`` has."""
-    base = [node for node in pipelines["defend"].nodes if node.name == "train_base"]
+    """Of all stages, and those that only ``defend`` has."""
+    own = ("train_base", "check_export")
+    base = [node for node in pipelines["defend"].nodes if node.name in own]
     return [*(node for stage in ORDER for node in own_nodes(pipelines, stage)), *base]
 
 
@@ -224,7 +225,7 @@ def test_metadata_for_tracking_is_of_a_known_kind(catalog, stored):
     assert set(kinds) == {None, *told}
     assert kinds["answer"] == {"verdict", "self_test"}
     assert kinds["tags"] == {"dataset_info"}
-    assert kinds["metrics"] == {"metrics", "plan_check"}
+    assert kinds["metrics"] == {"metrics", "plan_check", "stamp_effect"}
     assert kinds["seconds"] == {"seconds"}
     assert kinds["history"] == {
         name for name in stored if name.endswith("_history") and not name.startswith("canary.")
@@ -234,6 +235,22 @@ def test_metadata_for_tracking_is_of_a_known_kind(catalog, stored):
     assert {name for name in stored if name.endswith("_figure")} | told <= kinds["artifact"]
     # Clean data and what only the adversary knows are not sent to the tracking server.
     assert {"oracle", "attack_preparation", "clean_images", "clean_ledger"} <= kinds[None]
+
+
+CHECKS = {"plan_check", "export_check"}
+
+
+def test_defend_checks_before_it_trains_and_answers_as_soon_as_it_can(pipelines):
+    order = [node.name for node in pipelines["defend"].nodes]
+    trainings = [name for name in order if name in TRAININGS]
+    assert set(trainings) == TRAININGS
+    first, full = order.index(trainings[0]), order.index("train_defended")
+    assert order.index("check_plan") < order.index("check_export") < first
+    assert order.index("detect") < order.index("judge") < full
+    assert order.index("relabel") < order.index("list_suspects") < full
+
+
+TRAININGS = {"warm_up", "train_plain", "learn_features", "relabel", "train_base", "train_defended"}
 
 
 def variant_keys(catalog_path, stage):
@@ -249,7 +266,7 @@ def variant_keys(catalog_path, stage):
 def test_a_path_depends_on_every_parameter_that_its_artifact_depends_on(nodes, producers):
     """Walk back from each artifact and gather what is read on the way.
 
-    ``plan_check`` is the one artifact of which only the existence counts: a warm-up does
+    Of :data:`CHECKS` only the existence counts: a warm-up does
     not depend on the parameters that the check looked at. Detector, labeler and defence
     decide whether features are learnt, but have no part in what they are.
     """
@@ -263,7 +280,7 @@ def test_a_path_depends_on_every_parameter_that_its_artifact_depends_on(nodes, p
         keys = parameters_of(node)
         if node.name == "learn_features":
             keys -= {"detect", "relabel", "defence"}
-        for source in reads(node) - {"plan_check", *CACHED}:
+        for source in reads(node) - {*CHECKS, *CACHED}:
             keys |= needed(source, seen)
         return keys
 
@@ -314,7 +331,7 @@ def test_data_of_unknown_origin_meets_no_attack_and_no_truth(pipelines):
         *(node.name for stage in ("attack", "evaluate") for node in pipelines[stage].nodes),
         "train_undefended",
     }
-    assert set(nodes) - set(usual) == {"train_base"}
+    assert set(nodes) - set(usual) == {"check_export", "train_base"}
     other = {
         "images": "clean_images",
         "ledger": "clean_ledger",

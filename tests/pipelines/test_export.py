@@ -21,10 +21,11 @@ from counterdoor.params import (
 )
 from counterdoor.pipelines.export import nodes
 from counterdoor.pipelines.export.nodes import (
+    ask_the_net,
+    check_export,
     harden,
     judge,
     list_suspects,
-    show_suspects,
     verdict_of,
     write_card,
 )
@@ -104,7 +105,7 @@ def test_suspects_are_told_by_file_the_most_suspicious_first():
         pseudo_label=[0, 2, 1, 1, 2, DROPPED],
     )
     files = pd.DataFrame({"sample_id": range(6), "file": [f"{row}.png" for row in range(6)]})
-    told = list_suspects(ledger, files, INFO)
+    told = list_suspects(np.zeros((6, 1, 5, 5), np.uint8), ledger, files, INFO)
     suspects = told["suspects"].to_dict(orient="records")
     assert [each["file"] for each in suspects] == ["1.png", "3.png", "5.png"]
     assert [each["rank"] for each in suspects] == [1, 2, 3]
@@ -115,8 +116,7 @@ def test_suspects_are_told_by_file_the_most_suspicious_first():
     assert suspects[0]["reason"] == "more suspicious than 50.0% of a; looks like c"
     assert suspects[1]["reason"].endswith("looks like it")
     assert suspects[2]["reason"].endswith("left out")
-    page = show_suspects(np.zeros((6, 1, 5, 5), np.uint8), ledger, told["suspects"], INFO)
-    assert "3 suspects among 6 images" in page
+    assert "3 suspects among 6 images" in told["page"]
     cleaned = [("0.png", "a"), ("2.png", "b"), ("4.png", "c")]
     assert list(told["cleaned"].itertuples(index=False, name=None)) == cleaned
 
@@ -126,7 +126,7 @@ def test_nobody_suspected_leaves_an_empty_list_and_all_to_keep():
         score=0.0, suspect=False, pseudo_label=0
     )
     files = pd.DataFrame({"sample_id": [0, 1], "file": ["a.png", "b.png"]})
-    told = list_suspects(ledger, files, INFO)
+    told = list_suspects(np.zeros((2, 1, 5, 5), np.uint8), ledger, files, INFO)
     assert told["suspects"].empty
     assert list(told["suspects"].columns)[:3] == ["file", "sample_id", "label"]
     assert len(told["cleaned"]) == 2
@@ -163,13 +163,11 @@ def asked(case):
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_the_verdict_tells_what_the_stamp_changes_and_its_answer_does_not_depend_on_it(
-    asked, mirror
-):
+def test_the_net_is_asked_what_the_stamp_changes(asked, mirror):
     images, ledger, hardened = asked
     trained = replace(hardened.net, mirror=mirror)
     hardened = replace(hardened, net=trained)
-    verdict = judge(images, ledger, INFO, hardened, PARAMS["detect"], Judge(), 0)["verdict"]
+    effect = ask_the_net(images, ledger, hardened, 0)["effect"]
     with torch.inference_mode():
         pixels = torch.tensor(images)
         turned = (
@@ -177,35 +175,77 @@ def test_the_verdict_tells_what_the_stamp_changes_and_its_answer_does_not_depend
             != replace(trained, stamp=None).deployable()(pixels).argmax(1)
         ).numpy()
     suspect = ledger["suspect"].to_numpy()
-    assert verdict["changed_suspects"] == pytest.approx(turned[suspect].mean())
-    assert verdict["changed_others"] == pytest.approx(turned[~suspect].mean())
-    assert 0 < verdict["changed_others"] < 1
-    alone = verdict_of(ledger, INFO, PARAMS["detect"], Judge())
-    assert verdict["answer"] == alone.answer
-    assert verdict["reasons"] == [
-        *alone.reasons,
-        f"Under the stamp the hardened net takes {turned[suspect].mean():.1%} of the suspects and "
-        f"{turned[~suspect].mean():.1%} of the others for another class.",
-    ]
+    shares = (turned[suspect].mean(), turned[~suspect].mean())
+    assert effect == pytest.approx(dict(zip(CHANGED, shares, strict=True)))
+    assert 0 < effect["changed_others"] < 1
 
 
-def test_without_suspects_or_stamp_the_verdict_tells_less(asked, monkeypatch):
+CHANGED = ("changed_suspects", "changed_others")
+
+
+def test_without_suspects_or_stamp_less_can_be_asked(asked, monkeypatch):
     images, ledger, hardened = asked
     nobody = ledger.assign(suspect=False)
-    given = (PARAMS["detect"], Judge(), 0)
-    verdict = judge(images, nobody, INFO, hardened, *given)["verdict"]
-    assert verdict["changed_suspects"] is None
-    assert "takes" in verdict["reasons"][-1]
-    assert "suspects and" not in verdict["reasons"][-1]
+    assert set(ask_the_net(images, nobody, hardened, 0)["effect"]) == {"changed_others"}
     unstamped = replace(hardened, net=replace(hardened.net, stamp=None))
-    plain = judge(images, nobody, INFO, unstamped, *given)["verdict"]
-    assert plain["changed_others"] is None
-    assert "stamp" not in " ".join(plain["reasons"])
+    assert ask_the_net(images, ledger, unstamped, 0)["effect"] == {}
     seen = []
     monkeypatch.setattr(nodes, "ASKED", 7)
     predict = Hardened.predict
     monkeypatch.setattr(
         Hardened, "predict", lambda net, part: seen.append(len(part)) or predict(net, part)
     )
-    judge(images, ledger, INFO, hardened, *given)
+    ask_the_net(images, ledger, hardened, 0)
     assert seen == [7, 7]
+
+
+def test_the_verdict_needs_no_net():
+    ledger = new_ledger(np.arange(60) % 3, np.zeros(60, bool))
+    scored = ledger.assign(score=np.linspace(0, 1, 60), suspect=False)
+    alone = verdict_of(scored, INFO, PARAMS["detect"], Judge())
+    told = judge(scored, INFO, PARAMS["detect"], Judge())["verdict"]
+    assert told == alone.model_dump(mode="json")
+
+
+def try_one(model, size, channels, **options):
+    images = np.zeros((2, channels, size, size), np.uint8)
+    given = {"check": {}, "stamp": Stamp(size=3, colour="white"), **options}
+    given |= {name: PARAMS[name] for name in ("train", "defence")}
+    checked = check_export(
+        images, INFO, model=ModelParams(model), export=ExportParams(reject=True), **given
+    )
+    return checked["report"]
+
+
+SHIPPED = [  # all others at every size and mode: benchmarks/hostile/exports.py
+    ({"name": "digits_cnn", "width": 2, "hidden": 4}, 64, 3),
+    ({"name": "compact", "widths": [2, 2, 2]}, 28, 1),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "size", "channels"), SHIPPED)
+def test_a_net_is_written_in_every_form_before_it_is_trained(model, size, channels):
+    assert try_one(model, size, channels)["bytes"] > 10000
+
+
+def test_a_net_that_cannot_be_shipped_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr("counterdoor.models.external.External._imported", lambda self: Branching)
+    with pytest.raises(ValueError, match=r"^model 'external' cannot be written as an MLflow model"):
+        try_one({"name": "external", "target": "their.Branching", **ARGUMENTS}, 12, 1)
+
+
+ARGUMENTS = {"channels_argument": "channels", "classes_argument": "num_classes"}
+
+
+class Branching(torch.nn.Module):
+    """Looks at its values to decide what to do, which no exported net can."""
+
+    def __init__(self, channels, num_classes):
+        super().__init__()
+        self.head = torch.nn.Linear(channels * 144, num_classes)
+
+    def forward(self, images):
+        if images.sum() > 0:
+            images = images * 2
+        return self.head(images.flatten(1))

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
+import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from counterdoor.component import Component
 
@@ -34,12 +35,33 @@ class DigitsCNN(Component):
             *_block(width, 2 * width),
             nn.MaxPool2d(2),
             *_block(2 * width, 2 * width),
-            nn.AdaptiveMaxPool2d(GRID),
+            GridMax(),
             nn.Flatten(),
             nn.Linear(2 * width * GRID**2, self.hidden),
             nn.ReLU(),
             nn.Linear(self.hidden, num_classes),
         )
+
+
+class GridMax(nn.Module):
+    """The largest value in each cell of a :data:`GRID` x :data:`GRID` grid over the map.
+
+    As :class:`torch.nn.AdaptiveMaxPool2d`, which ONNX has no operator for.
+    """
+
+    def forward(self, map_nchw: Tensor) -> Tensor:
+        """The map (N, C, H, W) as (N, C, GRID, GRID)."""
+        for axis in (2, 3):
+            size = map_nchw.shape[axis]
+            if size != GRID:
+                cells = [
+                    map_nchw.narrow(axis, start, end - start).amax(axis, keepdim=True)
+                    for start, end in (
+                        (cell * size // GRID, -(-(cell + 1) * size // GRID)) for cell in range(GRID)
+                    )
+                ]
+                map_nchw = torch.cat(cells, axis)
+        return map_nchw
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:

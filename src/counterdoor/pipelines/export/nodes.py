@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from counterdoor.hardened import Hardened, model_card, to_onnx
+from counterdoor.hardened import Hardened, model_card, to_onnx, try_exports
 from counterdoor.ledger import DROPPED, check_ledger
-from counterdoor.models import TrainedNet
+from counterdoor.models import TrainedNet, build_net
 from counterdoor.params import (
     DefenceParams,
     DetectParams,
@@ -19,11 +19,55 @@ from counterdoor.params import (
     TrainParams,
 )
 from counterdoor.seeding import numpy_generator
+from counterdoor.sources.decoding import Form
+from counterdoor.stamp import Stamp
 from counterdoor.suspects_page import render_suspects
 from counterdoor.verdict import Judge, Verdict, unjudged
 
 ASKED = 2000
 """Of the suspects, and of the others, the net is asked about at most so many."""
+
+
+def check_export(
+    images: np.ndarray,
+    info: dict[str, Any],
+    check: dict[str, Any],
+    model: ModelParams,
+    train: TrainParams,
+    defence: DefenceParams,
+    stamp: Stamp,
+    export: ExportParams,
+) -> dict[str, Any]:
+    """Write an untrained net in every form that the trained one will be shipped in.
+
+    A net that cannot be written is refused here, and not after all trainings.
+
+    Args:
+        images: training images, uint8 (N, C, H, W).
+        info: the data set's ``class_names``.
+        check: the report of the plan's check; only its having passed counts.
+        model: the net's kind.
+        train: whether it predicts with mirror images.
+        defence: whether it is stamped.
+        stamp: what with.
+        export: how it is written.
+
+    Returns:
+        ``report``: ``bytes`` of all forms together.
+
+    Raises:
+        ValueError: naming the form that this net cannot be written in, at these images' size.
+    """
+    names = tuple(info["class_names"])
+    two = np.resize(images[:2], (2, *images.shape[1:]))
+    state = build_net(model.root, two, len(names), seed=0, stream="check/init").state_dict()
+    used = defence.root.stamp_in_use(stamp)
+    net = TrainedNet.of(model.root, two, len(names), state, used, tuple(range(len(names))))
+    form = Form(net.image_shape[1:], "L" if net.image_shape[0] == 1 else "RGB")
+    untrained = Hardened(
+        replace(net, mirror=train.mirror), names, form, reject_column=export.reject
+    )
+    return {"report": {"bytes": try_exports(untrained)}}
 
 
 def harden(
@@ -98,11 +142,12 @@ def write_onnx(hardened: Hardened) -> bytes:
 
 
 def list_suspects(
-    ledger: pd.DataFrame, files: pd.DataFrame, info: dict[str, Any]
-) -> dict[str, pd.DataFrame]:
-    """Whom somebody should look at, and whom to keep.
+    images: np.ndarray, ledger: pd.DataFrame, files: pd.DataFrame, info: dict[str, Any]
+) -> dict[str, Any]:
+    """Whom somebody should look at, and whom to keep; known before the full training.
 
     Args:
+        images: training images, uint8 (N, C, H, W).
         ledger: with all columns.
         files: ``sample_id`` and ``file``.
         info: the data set's ``class_names``.
@@ -111,7 +156,8 @@ def list_suspects(
         ``suspects``, the most suspicious first: ``file``, ``sample_id``, ``label``, ``score``
         (higher = more suspicious), ``rank`` among all samples from 1, ``pseudo_label`` (empty
         if the suspect is left out of the training) and ``reason``; ``cleaned``: ``file`` and
-        ``label`` of all that are not suspected.
+        ``label`` of all that are not suspected; ``page``: the suspects as HTML, see
+        :func:`counterdoor.suspects_page.render_suspects`.
     """
     names = np.array(info["class_names"], dtype=object)
     table = ledger.merge(files, on="sample_id", validate="one_to_one")
@@ -140,65 +186,59 @@ def list_suspects(
     )
     kept = table[~table["suspect"]]
     cleaned = {"file": kept["file"].to_numpy(), "label": names[kept["label"].to_numpy()]}
-    return {"suspects": suspects, "cleaned": pd.DataFrame(cleaned)}
-
-
-def show_suspects(
-    images: np.ndarray, ledger: pd.DataFrame, suspects: pd.DataFrame, info: dict[str, Any]
-) -> str:
-    """The suspects as a page; see :func:`counterdoor.suspects_page.render_suspects`.
-
-    Args:
-        images: training images, uint8 (N, C, H, W).
-        ledger: with all columns.
-        suspects: of :func:`list_suspects`.
-        info: the data set's ``class_names``.
-    """
-    return render_suspects(images, ledger, suspects, info["class_names"])
+    page = render_suspects(images, ledger, suspects, info["class_names"])
+    return {"suspects": suspects, "cleaned": pd.DataFrame(cleaned), "page": page}
 
 
 def judge(
-    images: np.ndarray,
-    ledger: pd.DataFrame,
-    info: dict[str, Any],
-    hardened: Hardened,
-    detect: DetectParams,
-    params: Judge,
-    seed: int,
+    ledger: pd.DataFrame, info: dict[str, Any], detect: DetectParams, params: Judge
 ) -> dict[str, Any]:
-    """Whether there is evidence of poisoning, and how much the stamp changes.
+    """Whether there is evidence of poisoning; known once samples are scored.
 
     Args:
-        images: training images, uint8 (N, C, H, W).
         ledger: with ``label``, ``trusted``, ``score`` and ``suspect``.
         info: the data set's ``class_names``.
-        hardened: the net that is deployed. Whom it rejects, since the stamp changes the class,
-            is told beside the reasons; the answer does not depend on it.
         detect: who was suspected; undecided, if the tests are not calibrated for the detector.
         params: where evidence begins.
-        seed: the run's seed; it draws whom of many the net is asked about.
 
     Returns:
         ``verdict``: the fields of :class:`counterdoor.verdict.Verdict`.
     """
-    verdict = verdict_of(ledger, info, detect, params)
-    if hardened.net.stamp is not None:
-        suspect = ledger["suspect"].to_numpy()
-        changes: list[float | None] = []
-        for stream, group in (("suspects", suspect), ("others", ~suspect)):
-            draw = numpy_generator(seed, f"verdict/{stream}")
-            rows = np.sort(draw.permutation(np.flatnonzero(group))[:ASKED])
-            _, rejected = hardened.predict(images[rows])
-            changes.append(float(rejected.mean()) if len(rows) else None)
-        verdict = verdict.under_the_stamp(*changes)
-    return {"verdict": verdict.model_dump(mode="json")}
+    return {"verdict": verdict_of(ledger, info, detect, params).model_dump(mode="json")}
 
 
 def verdict_of(
     ledger: pd.DataFrame, info: dict[str, Any], detect: DetectParams, params: Judge
 ) -> Verdict:
-    """What the scores alone say; arguments as those of :func:`judge`."""
+    """The verdict itself; arguments as those of :func:`judge`."""
     if detect.detector.judged or detect.detector.in_parts:
         return params(ledger, info["class_names"], in_parts=detect.detector.in_parts)
     reason = f"The verdict's tests are not calibrated for the scores of {detect.detector.name!r}."
     return unjudged(reason, int(ledger["suspect"].sum()))
+
+
+def ask_the_net(
+    images: np.ndarray, ledger: pd.DataFrame, hardened: Hardened, seed: int
+) -> dict[str, Any]:
+    """How many images the stamp changes the class of, among suspects and among others.
+
+    Args:
+        images: training images, uint8 (N, C, H, W).
+        ledger: with ``suspect``.
+        hardened: the net that is deployed.
+        seed: the run's seed; it draws whom of many the net is asked about.
+
+    Returns:
+        ``effect``: ``changed_suspects`` and ``changed_others``, shares in [0, 1]; empty if the net
+        has no stamp, and without a share of whom there are none.
+    """
+    effect: dict[str, float] = {}
+    if hardened.net.stamp is not None:
+        suspect = ledger["suspect"].to_numpy()
+        for stream, group in (("suspects", suspect), ("others", ~suspect)):
+            draw = numpy_generator(seed, f"verdict/{stream}")
+            rows = np.sort(draw.permutation(np.flatnonzero(group))[:ASKED])
+            if len(rows):
+                _, rejected = hardened.predict(images[rows])
+                effect[f"changed_{stream}"] = float(rejected.mean())
+    return {"effect": effect}

@@ -3,10 +3,11 @@
 from kedro.pipeline import Node, Pipeline
 
 from counterdoor.pipelines.export.nodes import (
+    ask_the_net,
+    check_export,
     harden,
     judge,
     list_suspects,
-    show_suspects,
     write_card,
     write_onnx,
 )
@@ -37,32 +38,48 @@ def create_pipeline(**_: object) -> Pipeline:
             ),
             Node(
                 judge,
-                inputs=[
-                    "images",
-                    "relabeled_ledger",
-                    "dataset_info",
-                    "hardened",
-                    "params:detect",
-                    "params:verdict",
-                    "params:seed",
-                ],
+                inputs=["scored_ledger", "dataset_info", "params:detect", "params:verdict"],
                 outputs={"verdict": "verdict"},
                 name="judge",
             ),
             Node(
                 list_suspects,
-                inputs=["relabeled_ledger", "files", "dataset_info"],
-                outputs={"suspects": "suspects", "cleaned": "cleaned"},
+                inputs=["images", "relabeled_ledger", "files", "dataset_info"],
+                outputs={"suspects": "suspects", "cleaned": "cleaned", "page": "suspects_page"},
                 name="list_suspects",
             ),
             Node(
-                show_suspects,
-                inputs=["images", "relabeled_ledger", "suspects", "dataset_info"],
-                outputs="suspects_page",
-                name="show_suspects",
+                ask_the_net,
+                inputs=["images", "relabeled_ledger", "hardened", "params:seed"],
+                outputs={"effect": "stamp_effect"},
+                name="ask_the_net",
             ),
             Node(write_card, inputs="hardened", outputs="model_card", name="write_card"),
             Node(write_onnx, inputs="hardened", outputs="hardened_onnx", name="write_onnx"),
         ],
         tags="export",
+    )
+
+
+def create_check(**_: object) -> Pipeline:
+    """The images and the plan → whether a net for them can be shipped, before any training."""
+    return Pipeline(
+        [
+            Node(
+                check_export,
+                inputs=[
+                    "images",
+                    "dataset_info",
+                    "plan_check",
+                    "params:model",
+                    "params:train",
+                    "params:defence",
+                    "params:stamp",
+                    "params:export",
+                ],
+                outputs={"report": "export_check"},
+                name="check_export",
+            )
+        ],
+        tags="warmup",
     )

@@ -6,10 +6,11 @@ from counterdoor.pipelines.timing import timed
 from counterdoor.pipelines.train.nodes import train_base, train_defended, train_undefended
 
 
-def create_pipeline(*, twin: bool = True, **_: object) -> Pipeline:
+def create_pipeline(*, twin: bool = True, passed: str = "plan_check", **_: object) -> Pipeline:
     """The ledger as it came → the undefended twin; that, ledger and plan → the defended net.
 
-    Without ``twin``, the first net is trained for a defence that starts from it only.
+    Without ``twin``, the first net is trained for a defence that starts from it only; it waits for
+    the report ``passed``.
     """
     first, name = (train_undefended, "undefended") if twin else (train_base, "base")
     return Pipeline(
@@ -20,7 +21,7 @@ def create_pipeline(*, twin: bool = True, **_: object) -> Pipeline:
                     "images",
                     "ledger",
                     "dataset_info",
-                    "plan_check",
+                    passed,
                     "params:train",
                     "params:model",
                     *(() if twin else ("params:defence",)),

@@ -6,8 +6,12 @@ from counterdoor.pipelines.timing import timed
 from counterdoor.pipelines.warmup.nodes import check_plan, learn_features, train_plain, warm_up
 
 
-def create_pipeline(**_: object) -> Pipeline:
-    """Untrusted images → the nets and features that a detector or labeler looks at."""
+def create_pipeline(passed: str = "plan_check", **_: object) -> Pipeline:
+    """Untrusted images → the nets and features that a detector or labeler looks at.
+
+    Args:
+        passed: the report that the trainings wait for.
+    """
     return Pipeline(
         [
             Node(
@@ -34,7 +38,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "images",
                     "ledger",
                     "dataset_info",
-                    "plan_check",
+                    passed,
                     "params:warmup",
                     "params:model",
                     "params:seed",
@@ -54,7 +58,7 @@ def create_pipeline(**_: object) -> Pipeline:
                     "images",
                     "ledger",
                     "dataset_info",
-                    "plan_check",
+                    passed,
                     "params:warmup",
                     "params:model",
                     "params:seed",
@@ -72,7 +76,7 @@ def create_pipeline(**_: object) -> Pipeline:
                 timed(learn_features),
                 inputs=[
                     "images",
-                    "plan_check",
+                    passed,
                     "params:features",
                     "params:model",
                     "params:detect",
