@@ -1,7 +1,4 @@
-"""Every model at every size and mode: can it be shipped in each form, before it is trained?
-
-python benchmarks/hostile/exports.py
-"""
+"""Every model at every size and mode: can it be shipped in each form, before it is trained?"""
 
 from collections.abc import Iterator
 from pathlib import Path

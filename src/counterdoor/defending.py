@@ -235,6 +235,7 @@ def look_ahead(
     from counterdoor.forecast import forecast
     from counterdoor.hooks import PreflightHooks, in_full
     from counterdoor.params import FeaturesParams, IngestParams
+    from counterdoor.pipelines.export.nodes import check_export
     from counterdoor.pipelines.ingest.nodes import ingest
     from counterdoor.pipelines.warmup.nodes import check_plan
 
@@ -246,6 +247,7 @@ def look_ahead(
         names = ("warmup", "detect", "relabel", "train", "defence", "model", "engine", "stamp")
         chosen = {name: catalog.load(f"params:{name}") for name in names}
         chosen["features"] = FeaturesParams.model_validate(catalog.load("params:features"))
+        export = catalog.load("params:export")
         reading = in_full(IngestParams.model_validate(catalog.load("params:ingest")), project)
         started = time.perf_counter()
         read = ingest(reading, catalog.load("params:seed"))
@@ -254,6 +256,8 @@ def look_ahead(
     stamp = chosen.pop("stamp")
     checked = {name: each for name, each in chosen.items() if name != "engine"}
     check_plan(images, ledger, info, stamp=stamp, **checked)
+    shipped = {name: chosen[name] for name in ("model", "train", "defence")}
+    check_export(images, info, {}, stamp=stamp, export=export, **shipped)
     with _quietly(True):  # of the batches that are tried
         plan = forecast(images, ledger, info, **chosen)
     if self_test:
