@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from counterdoor.catalogue import catalogue
 from counterdoor.cli import ReadableError, cli, message, readable
 from counterdoor.config import ConfigError
+from counterdoor.names import markdown
 from counterdoor.recipe import Recipe
 from counterdoor.results import RESULTS
 from counterdoor.tracking import CHOICES, EXPERIMENT
@@ -399,7 +400,7 @@ def test_components_as_json_are_the_catalogue():
 def test_components_are_one_row_each(form):
     rows = rows_of(call("components", "--format", form), form)
     expected = [
-        (family, part["name"], part["summary"])
+        (family, part["name"], markdown(part["summary"]) if form == "markdown" else part["summary"])
         for family, parts in catalogue().items()
         for part in parts
     ]

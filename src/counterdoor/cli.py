@@ -14,6 +14,7 @@ import click
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.cli.utils import KedroCliError, _split_params
 
+from counterdoor import names
 from counterdoor.defending import OPTIONS, answering, project_path
 
 if TYPE_CHECKING:
@@ -152,20 +153,26 @@ def predict(paths: tuple[Path, ...], file: Path | None, form: str) -> None:
     import torch
 
     from counterdoor.io import HardenedDataset
-    from counterdoor.sources.decoding import read_images
+    from counterdoor.sources.decoding import Content, UnreadableError, read_images
     from counterdoor.sources.image_folder import files_below
 
     chosen = file or _newest_hardened()
     hardened = HardenedDataset(filepath=str(chosen)).load()
-    files = [each for path in paths for each in (files_below(path) if path.is_dir() else [path])]
-    items = [(str(each), each, row) for row, each in enumerate(files)]
+    found: list[tuple[Path, Content]] = []
+    for path in paths:
+        try:
+            found += files_below(path, within=path) if path.is_dir() else [(path, path)]
+        except ValueError:
+            found.append((path, UnreadableError("there is no file in it")))
+    files = [names.plain(str(file)) for file, _ in found]
+    items = [(files[row], content, row) for row, (_, content) in enumerate(found)]
     read = read_images(items, len(items), hardened.form, on_corrupt="skip")
     logits, rejected = hardened.predict(read.images_nchw)
     shares = torch.from_numpy(logits).softmax(1).numpy()
     best = logits.argmax(axis=1)
     table = pd.DataFrame(
         {
-            "file": [str(files[row]) for row in read.labels],
+            "file": [files[row] for row in read.labels],
             "label": [hardened.class_names[label] for label in best],
             "probability": shares.max(axis=1, initial=0.0).astype(float),
             "rejected": rejected,
@@ -173,7 +180,7 @@ def predict(paths: tuple[Path, ...], file: Path | None, form: str) -> None:
     )
     _print_table(table, form)
     for name, reason in read.rejected:
-        click.echo(f"{name} cannot be read: {reason}", err=True)
+        click.echo(f"{names.shown(name)} cannot be read: {reason}", err=True)
     if read.rejected:
         sys.exit(1)
 
@@ -389,14 +396,15 @@ def _print_table(table: "pd.DataFrame", form: str) -> None:
     if form == "json":
         click.echo(table.to_json(orient="records", indent=2, double_precision=15))
     elif form == "csv":
-        click.echo(table.to_csv(index=False), nl=False)
+        click.echo(_for_spreadsheets(table).to_csv(index=False), nl=False)
     elif form == "markdown":
         click.echo("| " + " | ".join(table.columns) + " |")
         click.echo("|" + "---|" * len(table.columns))
         for row in table.itertuples(index=False):
-            click.echo("| " + " | ".join(_cell(value) for value in row) + " |")
+            click.echo("| " + " | ".join(names.markdown(_cell(value)) for value in row) + " |")
     else:
         from rich.table import Table
+        from rich.text import Text
 
         shown = Table(show_lines=False, header_style="bold")
         for column in table.columns:
@@ -404,20 +412,30 @@ def _print_table(table: "pd.DataFrame", form: str) -> None:
         if "run_id" in table:
             table = table.assign(run_id=table["run_id"].astype(str).str[:8])
         for row in table.itertuples(index=False):
-            shown.add_row(*(_cell(value) for value in row))
+            shown.add_row(*(Text(names.shown(_cell(value))) for value in row))  # no markup
         _console().print(shown)
         if table.empty:
             click.echo("No evaluated run yet: `kedro run` makes one.")
 
 
+def _for_spreadsheets(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with text that no spreadsheet takes for a formula."""
+    safe = table.copy()
+    for name in table.columns:
+        guard = names.csv_path if name == "file" else names.csv_text
+        safe[name] = [guard(value) if isinstance(value, str) else value for value in table[name]]
+    return safe
+
+
 def _print_last(found: Any) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     if found.table.empty:
         click.echo("No evaluated run yet: `kedro run` makes one.")
         return
     row: Mapping[str, Any] = found.table.iloc[0].to_dict()
-    shown = Table(title=found.names[0], header_style="bold")
+    shown = Table(title=Text(names.shown(found.names[0])), header_style="bold")
     shown.add_column("")
     shown.add_column("undefended", justify="right")
     shown.add_column("defended", justify="right")
@@ -436,7 +454,8 @@ def _print_last(found: Any) -> None:
     told = [f"{name}: {rate:.1%}" for name, rate in rates.items() if rate == rate]  # no NaN
     console.print("   ".join([*told, f"seconds: {row['seconds']:.0f}"]))
     report = f"{found.artifacts[0]}/report.html"
-    console.print(f"\nOpen next:\n  report       {report}", soft_wrap=True)
+    where = f"\nOpen next:\n  report       {names.shown(report)}"
+    console.print(where, soft_wrap=True, markup=False)
     console.print("  the DAG      kedro viz run")
     console.print("  all runs     kedro results, or make mlflow and open the page it names")
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from counterdoor.models import StampedNet, TrainedNet
+from counterdoor.names import markdown
 from counterdoor.sources.decoding import Form
 
 
@@ -223,14 +224,18 @@ def model_card(hardened: Hardened) -> str:
     stamp = "none" if net.stamp is None else ", ".join(f"{k} {v}" for k, v in net.stamp)
     size = f"{width}x{height} pixels, {channels} channel{'s' if channels > 1 else ''}"
     how = {"crop": "keeps the aspect ratio and cuts off both sides", "squash": "squeezes"}
-    names = ", ".join(hardened.class_names)
+    names = ", ".join(map(markdown, hardened.class_names))
     rows = [
-        ("net", net.architecture["name"]),
+        ("net", markdown(net.architecture["name"])),
         ("classes", f"{len(hardened.class_names)}: {names}"),
         ("images", f"{size}; other sizes are brought to it, which {how[hardened.form.resize]}"),
         ("input", "levels 0 to 255, (N, channels, height, width); scaled and normalised inside"),
         ("stamp", f"{stamp}; put on every image inside"),
-        *((name.replace("_", " "), f"{value}") for name, value in data.items()),
+        *(
+            (markdown(name.replace("_", " ")), markdown(_told(value)))
+            for name, value in data.items()
+            if value != []
+        ),
         *((name.replace("_", " "), f"{value:.1%}") for name, value in figures.items()),
     ]
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -244,3 +249,9 @@ def model_card(hardened: Hardened) -> str:
     configuration = json.dumps(about.get("configuration", {}), indent=2)
     card = environment.get_template("model_card.md.j2")
     return card.render(rows=rows, configuration=configuration)
+
+
+def _told(value: object) -> str:
+    """Notes one after the other, other values as they are."""
+    notes = isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return "; ".join(value) if notes else str(value)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from counterdoor.ledger import DROPPED
+from counterdoor.names import shown
 
 BLUE, VERMILLION = "#0072B2", "#D55E00"
 CLEAN, POISONED = BLUE, VERMILLION
@@ -103,8 +104,8 @@ def _image_rows(rows: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
     figure = _figure(max(3.2, 1.1 + 1.15 * n), 0.5 + 1.15 * len(rows))
     axis = figure.subplots()
     lefts, tops = 1.1 * np.arange(n), 1.1 * _height(images_nchw) * np.arange(len(rows))
-    for top, shown in zip(tops, rows.values(), strict=True):
-        for left, image in zip(lefts, shown, strict=True):
+    for top, row in zip(tops, rows.values(), strict=True):
+        for left, image in zip(lefts, row, strict=True):
             _show_image(axis, image, left, top)
     axis.xaxis.tick_top()
     titles = [_short(name, 14) for name in names]
@@ -426,6 +427,7 @@ def _tidy(axis: Axes, grid: str = "both") -> None:
 
 
 def _short(name: str, limit: int) -> str:
-    """The name, or its beginning and end: names often differ in a number at the end."""
+    """The name on one line, or its beginning and end: names often differ in a number at the end."""
+    name = shown(name)
     tail = (limit - 1) // 2
     return name if len(name) <= limit else f"{name[: limit - 1 - tail]}…{name[-tail:]}"

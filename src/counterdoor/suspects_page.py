@@ -4,6 +4,7 @@ import io
 import json
 import math
 from base64 import b64encode
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,12 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from counterdoor.names import csv_path, csv_text, from_csv, shown
+
 SHOWN = 5000
 """Suspects on the page at most, the most suspicious."""
+CONFLICTS = 500
+"""Pictures under several labels on the page at most."""
 SIDE = 64
 """Largest side of a thumbnail, in pixels."""
 LOSSLESS = 32
@@ -27,8 +32,12 @@ def render_suspects(
     ledger: pd.DataFrame,
     suspects: pd.DataFrame,
     class_names: list[str],
+    files: Sequence[str] = (),
+    conflicts: Sequence[Sequence[int]] = (),
 ) -> str:
     """The page: a histogram of scores, the classes, average images, and all suspects.
+
+    Pictures that are there under more than one label are shown as that, suspected or not.
 
     The average of a class's suspects minus that of its other images tends to show a
     trigger that lies at one place, or all over them.
@@ -37,8 +46,11 @@ def render_suspects(
         images_nchw: training images, uint8, shape (N, C, H, W), in [0, 255].
         ledger: with ``label``, ``score`` and ``suspect``.
         suspects: the most suspicious first, with ``sample_id``, ``file``, ``label`` (a
-            name), ``score``, ``rank``, ``pseudo_label`` and ``reason``.
+            name), ``score``, ``rank``, ``pseudo_label`` and ``reason``. What the page saves is as
+            safe to open as ``suspects.csv``.
         class_names: one name a class.
+        files: of each row of ``ledger`` what it was read from; needed with ``conflicts``.
+        conflicts: groups of rows whose images are equal, and their labels are not.
     """
     environment = Environment(
         loader=PackageLoader("counterdoor"),
@@ -47,18 +59,23 @@ def render_suspects(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = suspects.head(SHOWN)
-    sheet = _sheet(images_nchw[shown["sample_id"].to_numpy(np.int64)])
+    listed = suspects.head(SHOWN)
+    sheet = _sheet(images_nchw[listed["sample_id"].to_numpy(np.int64)])
     columns = ["file", "label", "score", "rank", "pseudo_label", "reason"]
-    told = json.dumps(shown[columns].to_dict(orient="list"))
+    told = listed[columns].to_dict(orient="list")
+    told["file"] = [csv_path(file) for file in told["file"]]  # for the list that the page saves
+    for name in ("label", "pseudo_label"):
+        told[name] = [csv_text(from_csv(label)) for label in told[name]]
     return environment.get_template("suspects.html.j2").render(
         n=len(ledger),
         n_suspects=len(suspects),
-        n_shown=len(shown),
+        n_shown=len(listed),
         classes=_classes(images_nchw, ledger, class_names),
         histogram=_histogram(ledger),
         sheet=sheet,
-        data=told.replace("<", "\\u003c"),  # a file's name may hold a tag
+        n_conflicts=len(conflicts),
+        conflicts=_conflicts(images_nchw, ledger, class_names, files, conflicts[:CONFLICTS]),
+        data=json.dumps(told).replace("<", "\\u003c"),  # a file's name may hold a tag
     )
 
 
@@ -72,7 +89,7 @@ def _classes(
         own = np.flatnonzero((labels == label) & suspect)
         rest = np.flatnonzero((labels == label) & ~suspect)
         row: dict[str, Any] = {
-            "name": name,
+            "name": shown(name),
             "n": len(own) + len(rest),
             "suspects": len(own),
             "share": len(own) / max(len(own) + len(rest), 1),
@@ -90,6 +107,31 @@ def _classes(
             row["largest"] = largest
         told.append(row)
     return sorted(told, key=lambda each: -each["share"])
+
+
+def _conflicts(
+    images_nchw: np.ndarray,
+    ledger: pd.DataFrame,
+    class_names: list[str],
+    files: Sequence[str],
+    conflicts: Sequence[Sequence[int]],
+) -> list[dict[str, Any]]:
+    """A picture each, with the files and labels that it has."""
+    labels, suspect = ledger["label"].to_numpy(), ledger["suspect"].to_numpy()
+    return [
+        {
+            "picture": _encoded(_small(_image(images_nchw[rows[0]])), "PNG"),
+            "rows": [
+                {
+                    "file": shown(files[row]),
+                    "label": shown(class_names[labels[row]]),
+                    "suspect": bool(suspect[row]),
+                }
+                for row in rows
+            ],
+        }
+        for rows in conflicts
+    ]
 
 
 def _mean(images_nchw: np.ndarray, rows: np.ndarray, most: int = 2000) -> np.ndarray:
@@ -126,19 +168,28 @@ def _image(levels_chw: np.ndarray) -> Image.Image:
 def _sheet(images_nchw: np.ndarray) -> dict[str, Any]:
     """All thumbnails in one image, row by row, as WebP in base64."""
     n, _, height, width = images_nchw.shape
-    factor = min(1.0, SIDE / max(height, width))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    size = _size(width, height)
     across = max(1, math.ceil(math.sqrt(n)))
     down = max(1, math.ceil(n / across))
     mode = "L" if images_nchw.shape[1] == 1 else "RGB"
     sheet = Image.new(mode, (across * size[0], down * size[1]))
     for number, levels in enumerate(images_nchw):
-        image = _image(levels)
-        small = image if factor == 1.0 else image.resize(size, Image.Resampling.BICUBIC)
+        small = _small(_image(levels))
         sheet.paste(small, (number % across * size[0], number // across * size[1]))
     exact = max(size) <= LOSSLESS
     data = _encoded(sheet, "WEBP", lossless=exact, quality=80 if exact else 90)
     return {"data": data, "width": size[0], "height": size[1], "across": across, "down": down}
+
+
+def _size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of a thumbnail."""
+    factor = min(1.0, SIDE / max(height, width))
+    return max(1, round(width * factor)), max(1, round(height * factor))
+
+
+def _small(image: Image.Image) -> Image.Image:
+    size = _size(*image.size)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _encoded(image: Image.Image, form: str, **how: Any) -> str:

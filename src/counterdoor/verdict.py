@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 from pydantic import Field
 
 from counterdoor.component import Config
 from counterdoor.detectors import Adaptive, Apart
+from counterdoor.duplicates import Duplicates
+from counterdoor.names import shown
 
 Answer = Literal["evidence", "undecided", "no evidence"]
 
@@ -16,6 +19,10 @@ WORDS: dict[Answer, str] = {
     "undecided": "Undecided whether there is poisoning.",
     "no evidence": "There is no evidence of poisoning.",
 }
+
+
+TOLD = 3
+"""Of pictures that are there under two labels, so many are named in the reasons."""
 
 
 class Judge(Config):
@@ -159,6 +166,9 @@ class Verdict(Config):
         changed_suspects: share of the suspects whose class is another one under the stamp, in
             [0, 1]; ``None`` if there is none, or the net has no stamp.
         changed_others: the same of all others.
+        conflicts: how many pictures are there under more than one label; the answer does not
+            depend on it.
+        repeats: how many are there more than once under one.
     """
 
     answer: Answer
@@ -168,6 +178,8 @@ class Verdict(Config):
     valley: float | None = None
     changed_suspects: float | None = None
     changed_others: float | None = None
+    conflicts: int = 0
+    repeats: int = 0
 
     def under_the_stamp(
         self, *, changed_suspects: float | None = None, changed_others: float | None = None
@@ -186,6 +198,44 @@ class Verdict(Config):
         reason = f"Under the stamp the hardened net takes {' and '.join(told)} for another class."
         changed = {"changed_suspects": changed_suspects, "changed_others": changed_others}
         return self.model_copy(update={"reasons": [*self.reasons, reason], **changed})
+
+    def with_duplicates(
+        self,
+        found: Duplicates,
+        files: Sequence[str],
+        labels: Sequence[int] | np.ndarray,
+        class_names: Sequence[str],
+    ) -> "Verdict":
+        """The same with the pictures that are there more than once, counted and as reasons.
+
+        Args:
+            found: which these are.
+            files: of each row what it was read from.
+            labels: of each row.
+            class_names: one name a class.
+        """
+        told = []
+        if found.conflicts:
+            named = "; ".join(
+                " and ".join(
+                    f"{shown(files[row])} ({class_names[labels[row]]!r})" for row in rows[:3]
+                )
+                for rows in found.conflicts[:TOLD]
+            )
+            several = len(found.conflicts) > 1
+            told.append(
+                f"{len(found.conflicts)} picture{'s are' if several else ' is'} there under more "
+                f"than one label, pixel for pixel, so that labels are wrong: {named}"
+                f"{'; …' if len(found.conflicts) > TOLD else ''}. The page of suspects shows them."
+            )
+        if found.repeats:
+            several = len(found.repeats) > 1
+            told.append(
+                f"{len(found.repeats)} picture{'s are' if several else ' is'} there more than once "
+                "under the same label."
+            )
+        counts = {"conflicts": len(found.conflicts), "repeats": len(found.repeats)}
+        return self.model_copy(update={"reasons": [*self.reasons, *told], **counts})
 
     @property
     def words(self) -> str:

@@ -34,6 +34,7 @@ from counterdoor.stamp import Stamp
 from counterdoor.verdict import Judge
 
 INFO = {"class_names": ["a", "b", "c"], "content_hash": "abc", "n_train": 12}
+FILES = pd.DataFrame({"sample_id": range(60), "file": [f"{row}.png" for row in range(60)]})
 PARAMS = {
     "ingest": IngestParams.model_validate(
         {
@@ -202,9 +203,13 @@ def test_without_suspects_or_stamp_less_can_be_asked(asked, monkeypatch):
 def test_the_verdict_needs_no_net():
     ledger = new_ledger(np.arange(60) % 3, np.zeros(60, bool))
     scored = ledger.assign(score=np.linspace(0, 1, 60), suspect=False)
+    images = np.arange(60, dtype=np.uint8).repeat(4).reshape(60, 1, 2, 2)
+    images[6], images[7] = images[0], images[1]  # rows of one label each
     alone = verdict_of(scored, INFO, PARAMS["detect"], Judge())
-    told = judge(scored, INFO, PARAMS["detect"], Judge())["verdict"]
-    assert told == alone.model_dump(mode="json")
+    told = judge(images, scored, INFO, PARAMS["detect"], Judge(), FILES)["verdict"]
+    assert told["answer"] == alone.answer
+    assert told["reasons"][: len(alone.reasons)] == alone.reasons
+    assert (told["conflicts"], told["repeats"]) == (0, 2)
 
 
 def try_one(model, size, channels, **options):

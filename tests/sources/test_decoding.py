@@ -242,7 +242,7 @@ def test_reasons_are_readable_and_hold_no_address(tmp_path):
     assert reason(tmp_path / "text.jpg") == "it is no image of a known format"
     assert reason(tmp_path / "nowhere.png") == "No such file or directory"
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
-    assert reason(tmp_path / "broken.png") == "No such file or directory"
+    assert reason(tmp_path / "broken.png") == "it is a link to nothing"
     (tmp_path / "folder.jpg").mkdir()
     assert reason(tmp_path / "folder.jpg") == "it is not a file"
     os.mkfifo(tmp_path / "pipe.png")

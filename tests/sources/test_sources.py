@@ -102,7 +102,7 @@ def test_parquet_names_the_directory_without_files(tmp_path):
     with pytest.raises(ValueError, match=r"train\*\.parquet") as raised:
         Parquet(path=str(tmp_path / "nowhere"))()
     assert str(tmp_path / "nowhere") in str(raised.value)
-    assert "check source.path" in str(raised.value)
+    assert "check ingest.source.path" in str(raised.value)
 
 
 def test_parquet_without_rows_is_refused(tmp_path, noise, parquet_writer):
@@ -121,7 +121,7 @@ def test_parquet_names_the_missing_column_and_those_there_are(parquet_set, setti
     message = str(raised.value)
     assert "train-00000.parquet" in message
     assert "['img', 'label']" in message
-    assert "set source.image_column and source.label_column" in message
+    assert "set ingest.source.image_column and ingest.source.label_column" in message
 
 
 @pytest.mark.parametrize(

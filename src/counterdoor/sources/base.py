@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from counterdoor.component import Component
+from counterdoor.names import plain, shown
 from counterdoor.sources.decoding import Decoded, Form, Rejected, read_images
 
 Pixels = Annotated[int, Field(ge=1)]
@@ -29,7 +30,9 @@ class ImageSet:
         test_labels: as ``labels``, or ``None``.
         rejected: files that could not be read and are left out, of both parts.
         files: what each of ``images_nchw`` was read from, below the source's path; ``None``
-            where images are not told apart by name.
+            where images are not told apart by name; see :mod:`counterdoor.names`.
+        notes: what somebody should know about how it was read, such as parts that were left
+            out; a sentence each.
     """
 
     images_nchw: np.ndarray
@@ -39,6 +42,7 @@ class ImageSet:
     test_labels: np.ndarray | None = None
     rejected: tuple[Rejected, ...] = ()
     files: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class SourceBase(Component):
@@ -95,7 +99,7 @@ def read_files(
     files: Sequence[tuple[Path, int]], form: Form, root: str, on_corrupt: OnCorrupt
 ) -> Decoded:
     """Decode files below ``root``, each given with its label; see :func:`read_images`."""
-    items = [(file.relative_to(root).as_posix(), file, label) for file, label in files]
+    items = [(plain(file.relative_to(root).as_posix()), file, label) for file, label in files]
     return read_images(items, len(items), form, root=root, on_corrupt=on_corrupt)
 
 
@@ -114,7 +118,7 @@ def image_set(names: tuple[str, ...], train: Decoded, test: Decoded | None) -> I
             name = names[label] if 0 <= label < len(names) else str(label)
             file, reason = decoded.rejected[decoded.rejected_labels.index(label)]
             raise ValueError(
-                f"all {part} images of class {name!r} are damaged, the first is {file}: "
+                f"all {part} images of class {name!r} are damaged, the first is {shown(file)}: "
                 f"{reason}; replace them, or take the class out"
             )
         if not len(decoded.labels):

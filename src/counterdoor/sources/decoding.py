@@ -4,18 +4,21 @@ import io
 import logging
 import os
 import stat
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+
+from counterdoor.names import shown
 
 logger = logging.getLogger(__name__)
 progress = logging.getLogger("counterdoor.sources.progress")
@@ -27,6 +30,15 @@ FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000
 
 MAX_PIXELS = 89_478_485
 """Images with more pixels, by their header, are not decoded; Pillow's own limit (256 MB of RGB)."""
+
+LARGE = 8_000_000
+"""Images with more pixels are decoded one at a time: several copies of each are in memory."""
+
+MAX_TEXT = 16_000_000
+"""Bytes that one text of a PNG may take, unpacked; with more it is not read. Pillow takes 1 MB."""
+
+DEPTHS = (8, 12)
+"""Bits that scanners and cameras put into files of 16: levels that fit are taken for such."""
 
 GAP = 3
 """Before the resampling, images are shrunk by whole factors to no less than so many times their
@@ -46,12 +58,15 @@ _TURNS = {
 }
 """What undoes an EXIF orientation; from 5 on, height and width change places."""
 
-Content = Path | bytes | np.ndarray
-"""An image: a file, its bytes, or its pixels, uint8 of shape (C, H, W)."""
+_one_large = threading.Lock()
 
 
 class UnreadableError(ValueError):
     """An image that cannot be decoded; the message is the reason."""
+
+
+Content = Path | bytes | np.ndarray | UnreadableError
+"""An image: a file, its bytes, its pixels, uint8 of shape (C, H, W), or why there are none."""
 
 
 class Rejected(NamedTuple):
@@ -94,6 +109,7 @@ class Decoded:
         names: of the images.
         rejected: what was left out, in order.
         rejected_labels: the label of each of those.
+        notes: what somebody should know about the others, a sentence each.
     """
 
     images_nchw: np.ndarray
@@ -101,6 +117,7 @@ class Decoded:
     names: list[str] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     rejected_labels: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_images(
@@ -122,21 +139,27 @@ def read_images(
 
     Raises:
         ValueError: naming the image that cannot be decoded and why, unless these are
-            skipped; or if ``form`` leaves the sizes as they are and they differ.
+            skipped; if ``form`` leaves the sizes as they are and they differ; or if so
+            many do not fit into memory.
     """
     images, labels = np.empty((0, 0, 0, 0), np.uint8), np.empty(total, np.int64)
     result, kept = Decoded(images, labels), 0
+    remarks: dict[str, list[str]] = {}
     with _strict_pillow(), ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_THREADS)) as pool:
         for window in _told(items, total):
             if not len(images) and (shape := _shape(window, form)):
-                images = np.empty((total, *shape), np.uint8)
+                images = _room(total, shape, root)
             places = images[kept : kept + len(window)]
-            reasons = _decode_window(pool, window, form, places)
+            outcomes = _decode_window(pool, window, form, places)
+            reasons = [reason for reason, _ in outcomes]
+            for (name, _, _), (_, remark) in zip(window, outcomes, strict=True):
+                if remark:
+                    remarks.setdefault(remark, []).append(name)
             for (name, _, label), reason in zip(window, reasons, strict=True):
                 if reason and on_corrupt == "fail":
                     raise ValueError(
-                        f"the image {Path(root, name)} cannot be decoded: {reason}. Remove or "
-                        "replace it, or set ingest.source.on_corrupt=skip"
+                        f"the image {shown(Path(root, name))} cannot be decoded: {reason}. Remove "
+                        "or replace it, or set ingest.source.on_corrupt=skip"
                     )
                 if reason:
                     result.rejected.append(Rejected(name, reason))
@@ -150,8 +173,12 @@ def read_images(
     if result.rejected:
         logger.warning(
             "%d of %d files in %s cannot be decoded and are left out, the first is %s: %s",
-            *(len(result.rejected), total, root, *result.rejected[0]),
+            *(len(result.rejected), total, *map(shown, (root, *result.rejected[0]))),
         )
+    result.notes = [
+        f"{len(files):,} of {total:,} pictures: {remark}; the first is {shown(files[0])}"
+        for remark, files in remarks.items()
+    ]
     result.images_nchw, result.labels = images[:kept], labels[:kept]
     return result
 
@@ -173,38 +200,69 @@ def conform(images_nchw: np.ndarray, form: Form) -> np.ndarray:
 def decode(content: Content, form: Form) -> np.ndarray:
     """One image as uint8, shape (C, H, W), in [0, 255]; the first frame of several.
 
-    Transparent pixels show the form's background, 16-bit levels are scaled to 8 bit, the
-    EXIF orientation is applied, CMYK is converted without a colour profile. The size is
-    changed by antialiased bicubic resampling, of a JPEG image much larger than its final
-    size after decoding at a half, quarter or eighth.
+    Transparent pixels show the form's background, 16-bit levels are scaled to 8 bit (those
+    that all fit into one of :data:`DEPTHS` as levels of so many bits), the EXIF orientation is
+    applied, CMYK is converted without a colour profile. The size is changed by antialiased
+    bicubic resampling, of a JPEG image much larger than its final size after decoding at a
+    half, quarter or eighth.
 
     Raises:
         UnreadableError: with the reason.
     """
+    return _decode(content, form)[0]
+
+
+def _decode(content: Content, form: Form) -> tuple[np.ndarray, str]:
+    """As :func:`decode`; also what somebody should know about how it was read, or ``""``."""
     try:
         with _open(content) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise UnreadableError(f"{width}x{height} are more than {MAX_PIXELS} pixels")
+                raise UnreadableError(f"it claims more than {MAX_PIXELS} pixels")
             small = form.size and image.draft(None, 2 * (max(form.size) * GAP,))
-            image.load()
-            extent = small[1][2:] if small else image.size
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            plain = _flatten(image, form)
-        if form.size:
-            size = form.size[::-1] if orientation in range(5, 9) else form.size
-            plain = _resized(plain, extent, size, form.resize)
-        if orientation in _TURNS:
-            plain = plain.transpose(_TURNS[orientation])
+            large = image.size[0] * image.size[1] > LARGE
+            with _one_large if large else nullcontext():
+                deep_colour = image.mode[0] not in "IF" and "16" in _raw_mode(image)
+                image.load()
+                extent = small[1][2:] if small else image.size
+                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+                plain, remark = _flatten(image, form)
+                if deep_colour and 0 < max(_peaks(image)) < 16:
+                    remark = (
+                        "their 16-bit colours use at most 12 bits, of which only the highest are "
+                        "read, so that they are nearly black; convert them to 8 bits"
+                    )
+                if form.size:
+                    size = form.size[::-1] if orientation in range(5, 9) else form.size
+                    plain = _resized(plain, extent, size, form.resize)
+                if orientation in _TURNS:
+                    plain = plain.transpose(_TURNS[orientation])
     except (UnreadableError, MemoryError):
         raise
     except Exception as error:  # on damaged files Pillow raises nearly anything
         raise UnreadableError(_reason(error)) from error
     pixels = np.asarray(plain)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1), remark
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file holds its levels, such as ``RGB;16B``; ``""`` if that is not told."""
+    tiles = getattr(image, "tile", [])
+    told = tiles[0].args if tiles else ""
+    return str(told[0] if isinstance(told, tuple) and told else told)
+
+
+def _peaks(image: Image.Image) -> list[int]:
+    """The highest level of each channel but transparency."""
+    extrema = image.getextrema()
+    several = extrema if isinstance(extrema[0], tuple) else (extrema,)
+    kept = [ends for ends, band in zip(several, image.getbands(), strict=True) if band != "A"]
+    return [int(high) for _, high in kept]
 
 
 def _open(content: Content) -> Image.Image:
+    if isinstance(content, UnreadableError):
+        raise UnreadableError(str(content))
     known = [name for name in FORMATS if name in Image.OPEN]
     if isinstance(content, np.ndarray):
         grey = len(content) == 1
@@ -215,7 +273,12 @@ def _open(content: Content) -> Image.Image:
         if not content:
             raise UnreadableError("it is empty")
         return Image.open(io.BytesIO(content), formats=known)
-    status = content.stat()
+    try:
+        status = content.stat()
+    except FileNotFoundError:
+        raise UnreadableError(
+            "it is a link to nothing" if content.is_symlink() else "No such file or directory"
+        ) from None
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableError("it is not a file")
     if not status.st_size:
@@ -223,21 +286,31 @@ def _open(content: Content) -> Image.Image:
     return Image.open(content, formats=known)
 
 
-def _flatten(image: Image.Image, form: Form) -> Image.Image:
-    """Mode ``L`` or ``RGB``, 8 bit, nothing transparent."""
+def _flatten(image: Image.Image, form: Form) -> tuple[Image.Image, str]:
+    """Mode ``L`` or ``RGB``, 8 bit, nothing transparent; and what should be known about it."""
+    remark = ""
     if image.mode == "F":
         raise UnreadableError("the range of its floating-point pixels is not known")
     if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
+        levels = np.asarray(image)
+        low, high = int(levels.min()), int(levels.max())
+        if low < 0 or high > 65535:
             raise UnreadableError("the range of its 32-bit pixels is not known")
-        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+        bits = next((depth for depth in DEPTHS if 0 < high < 2**depth), 16)
+        if bits < 16:
+            remark = (
+                f"their levels, of 16 bits each, are all below {2**bits} and were taken for levels "
+                f"of {bits} bits; if that is wrong, convert them to 8 bits yourself"
+            )
+        most = 2**bits - 1
+        scaled = ((np.arange(high + 1) * 255 + most // 2) // most).astype(np.uint8)
+        image = Image.fromarray(scaled[levels])
     if image.has_transparency_data:
         ground = Image.new("RGBA", image.size, (*form.background, 255))
         image = Image.alpha_composite(ground, image.convert("RGBA"))
     if image.mode not in ("1", "L", "RGB"):
         image = image.convert("RGB")
-    return image if image.mode == form.mode else image.convert(form.mode)
+    return image if image.mode == form.mode else image.convert(form.mode), remark
 
 
 def _resized(
@@ -258,9 +331,11 @@ def _resized(
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is no image of a known format"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it claims more than {MAX_PIXELS} pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    return str(error).rstrip(".") or type(error).__name__
 
 
 @contextmanager
@@ -270,8 +345,9 @@ def _strict_pillow() -> Iterator[None]:
     Both are global, so this is set once, before threads start, and put back after them.
     """
     Image.init()
-    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+    lenient, text = ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")
@@ -279,6 +355,7 @@ def _strict_pillow() -> Iterator[None]:
             yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+        PngImagePlugin.MAX_TEXT_CHUNK = text
 
 
 def _told(
@@ -297,6 +374,27 @@ def _told(
             progress.debug("read %d of %d", done, total, extra={"progress": state})
 
 
+def _room(total: int, shape: tuple[int, ...], root: str) -> np.ndarray:
+    """An array for so many images.
+
+    Raises:
+        ValueError: if it would be larger than this machine's memory.
+    """
+    wanted = total * int(np.prod(shape, dtype=object))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        if wanted > memory:
+            raise MemoryError
+        return np.empty((total, *shape), np.uint8)
+    except MemoryError:
+        channels, height, width = shape
+        raise ValueError(
+            f"{total:,} images of {width}x{height} pixels and {channels} channels, from "
+            f"{shown(root) or 'the source'}, take {wanted / 1e9:,.1f} GB, but this machine has "
+            f"{memory / 1e9:,.1f} GB; set a smaller ingest.source.image_size"
+        ) from None
+
+
 def _shape(window: Sequence[tuple[str, Content, int]], form: Form) -> tuple[int, ...]:
     """Shape of the images, by the first that can be decoded; ``()`` if there is none."""
     if form.size:
@@ -312,26 +410,31 @@ def _decode_window(
     window: Sequence[tuple[str, Content, int]],
     form: Form,
     places: np.ndarray,
-) -> list[str]:
-    """Decode into ``places``; gives the reason for each that cannot be decoded, else ``""``."""
+) -> list[tuple[str, str]]:
+    """Decode into ``places``.
 
-    def decode_chunk(start: int) -> list[str]:
-        reasons = []
+    Returns:
+        Of each the reason if it cannot be decoded, and else what should be known about how it
+        was; both are ``""`` where there is nothing to say.
+    """
+
+    def decode_chunk(start: int) -> list[tuple[str, str]]:
+        outcomes = []
         for row in range(start, min(start + CHUNK, len(window))):
             name, content, _ = window[row]
             try:
-                image = decode(content, form)
+                image, remark = _decode(content, form)
             except UnreadableError as error:
-                reasons.append(str(error))
+                outcomes.append((str(error), ""))
                 continue
             if image.shape != places.shape[1:]:
                 raise ValueError(
-                    f"the images differ in size: {places.shape[1:]} and, at {name}, "
+                    f"the images differ in size: {places.shape[1:]} and, at {shown(name)}, "
                     f"{image.shape}; set ingest.source.image_size"
                 )
             places[row] = image
-            reasons.append("")
-        return reasons
+            outcomes.append(("", remark))
+        return outcomes
 
     parts = pool.map(decode_chunk, range(0, len(window), CHUNK))
-    return [reason for part in parts for reason in part]
+    return [outcome for part in parts for outcome in part]

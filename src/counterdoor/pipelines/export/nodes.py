@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from counterdoor.duplicates import Duplicates
 from counterdoor.hardened import Hardened, model_card, to_onnx, try_exports
 from counterdoor.ledger import DROPPED, check_ledger
 from counterdoor.models import TrainedNet, build_net
+from counterdoor.names import csv_path, csv_text, shown
 from counterdoor.params import (
     DefenceParams,
     DetectParams,
@@ -157,7 +159,8 @@ def list_suspects(
         (higher = more suspicious), ``rank`` among all samples from 1, ``pseudo_label`` (empty
         if the suspect is left out of the training) and ``reason``; ``cleaned``: ``file`` and
         ``label`` of all that are not suspected; ``page``: the suspects as HTML, see
-        :func:`counterdoor.suspects_page.render_suspects`.
+        :func:`counterdoor.suspects_page.render_suspects`. No cell is taken for a formula, and
+        every file is still found by its name; see :func:`counterdoor.names.csv_path`.
     """
     names = np.array(info["class_names"], dtype=object)
     table = ledger.merge(files, on="sample_id", validate="one_to_one")
@@ -169,42 +172,67 @@ def list_suspects(
     looks_like = np.where(dropped, "", names[found["pseudo_label"].to_numpy()])
     labels = names[found["label"].to_numpy()]
     reasons = [
-        f"more suspicious than {share:.1%} of {label}; "
-        + ("left out" if like == "" else "looks like it" if like == label else f"looks like {like}")
+        f"more suspicious than {share:.1%} of {shown(label)}; "
+        + (
+            "left out"
+            if like == ""
+            else "looks like it"
+            if like == label
+            else f"looks like {shown(like)}"
+        )
         for share, label, like in zip(within[found.index], labels, looks_like, strict=True)
     ]
     suspects = pd.DataFrame(
         {
-            "file": found["file"].to_numpy(),
+            "file": [csv_path(file) for file in found["file"]],
             "sample_id": found["sample_id"].to_numpy(),
-            "label": labels,
+            "label": [csv_text(label) for label in labels],
             "score": found["score"].to_numpy(),
             "rank": found["rank"].to_numpy(),
-            "pseudo_label": looks_like,
+            "pseudo_label": [csv_text(label) for label in looks_like],
             "reason": reasons,
         }
     )
     kept = table[~table["suspect"]]
-    cleaned = {"file": kept["file"].to_numpy(), "label": names[kept["label"].to_numpy()]}
-    page = render_suspects(images, ledger, suspects, info["class_names"])
+    cleaned = {
+        "file": [csv_path(file) for file in kept["file"]],
+        "label": [csv_text(label) for label in names[kept["label"].to_numpy()]],
+    }
+    twice = Duplicates.among(images, ledger["label"].to_numpy())
+    page = render_suspects(
+        images, ledger, suspects, info["class_names"], files["file"].tolist(), twice.conflicts
+    )
     return {"suspects": suspects, "cleaned": pd.DataFrame(cleaned), "page": page}
 
 
 def judge(
-    ledger: pd.DataFrame, info: dict[str, Any], detect: DetectParams, params: Judge
+    images: np.ndarray,
+    ledger: pd.DataFrame,
+    info: dict[str, Any],
+    detect: DetectParams,
+    params: Judge,
+    files: pd.DataFrame,
 ) -> dict[str, Any]:
     """Whether there is evidence of poisoning; known once samples are scored.
 
     Args:
+        images: training images, uint8 (N, C, H, W).
         ledger: with ``label``, ``trusted``, ``score`` and ``suspect``.
         info: the data set's ``class_names``.
         detect: who was suspected; undecided, if the tests are not calibrated for the detector.
         params: where evidence begins.
+        files: ``sample_id`` and ``file``. Pictures that are there under two labels, or twice, are
+            told beside the reasons.
 
     Returns:
         ``verdict``: the fields of :class:`counterdoor.verdict.Verdict`.
     """
-    return {"verdict": verdict_of(ledger, info, detect, params).model_dump(mode="json")}
+    verdict = verdict_of(ledger, info, detect, params)
+    labels = ledger["label"].to_numpy()
+    verdict = verdict.with_duplicates(
+        Duplicates.among(images, labels), files["file"].tolist(), labels, info["class_names"]
+    )
+    return {"verdict": verdict.model_dump(mode="json")}
 
 
 def verdict_of(

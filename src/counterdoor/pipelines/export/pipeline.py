@@ -38,7 +38,14 @@ def create_pipeline(**_: object) -> Pipeline:
             ),
             Node(
                 judge,
-                inputs=["scored_ledger", "dataset_info", "params:detect", "params:verdict"],
+                inputs=[
+                    "images",
+                    "scored_ledger",
+                    "dataset_info",
+                    "params:detect",
+                    "params:verdict",
+                    "files",
+                ],
                 outputs={"verdict": "verdict"},
                 name="judge",
             ),

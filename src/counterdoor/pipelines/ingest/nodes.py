@@ -1,15 +1,19 @@
 """Read a source, split it, and mark the trusted samples."""
 
 import hashlib
+import logging
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from counterdoor.ledger import new_ledger, stratified_rows
+from counterdoor.names import plain, shown
 from counterdoor.params import IngestParams
 from counterdoor.seeding import numpy_generator
 from counterdoor.sources import ImageSet
+
+logger = logging.getLogger(__name__)
 
 
 def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
@@ -24,17 +28,21 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
         ``sample_id``, ``label``, ``trusted``; ``test_ledger`` with ``sample_id``,
         ``label``; ``files`` with ``sample_id`` and ``file``, where each training image was
         read; ``rejected`` with ``file`` and ``reason``, what the source left out;
-        ``info``: class names, shape, counts and content hash.
+        ``info``: class names, shape, counts, content hash, and notes on how it was read.
+        Files are named as :func:`counterdoor.names.plain` writes them.
 
     Raises:
         ValueError: if the source or the trusted images cannot be read, labels and class
             names do not agree, or a class has too few images to be split.
     """
     data = params.source()
+    for note in data.notes:
+        logger.warning("%s", note)
     _check(data)
     known = _read_trusted(params, data) if params.trusted_path is not None else None
     images, labels = data.images_nchw, data.labels
     files = np.array(data.files or [f"image {row}" for row in range(len(images))], dtype=object)
+    drawn = data.test_images_nchw is None or data.test_labels is None
     if data.test_images_nchw is None or data.test_labels is None:
         test_rows = stratified_rows(labels, params.test_share, numpy_generator(seed, "ingest/test"))
         test_labels, labels = labels[test_rows], np.delete(labels, test_rows)
@@ -45,12 +53,13 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
     for part, kept in (("training", labels), ("test", test_labels)):
         counts = np.bincount(kept, minlength=len(data.class_names))
         if counts.min() == 0:
-            raise ValueError(
-                f"class {data.class_names[int(counts.argmin())]!r} has no {part} image after the "
-                "split; add images of it, or change ingest.test_share"
-            )
+            name = data.class_names[int(counts.argmin())]
+            remedy = f"; add images of it{', or take the test part out' * (part == 'test')}"
+            if drawn:
+                remedy = " after the split; add images of it, or change ingest.test_share"
+            raise ValueError(f"class {name!r} has no {part} image{remedy}")
     trusted = np.zeros(len(labels), dtype=bool)
-    rejected = data.rejected
+    rejected, notes = data.rejected, data.notes
     if known is None:
         generator = numpy_generator(seed, "ingest/trusted")
         trusted[stratified_rows(labels, params.trusted_share, generator)] = True
@@ -59,7 +68,7 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
         labels = np.concatenate([labels, known.labels])
         files = np.concatenate([files, known.files or []])
         trusted = np.arange(len(labels)) >= len(trusted)
-        rejected = (*rejected, *known.rejected)
+        rejected, notes = (*rejected, *known.rejected), (*notes, *known.notes)
     return {
         "images": images,
         "ledger": new_ledger(labels, trusted),
@@ -80,6 +89,7 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
             "n_trusted": int(trusted.sum()),
             "n_rejected": len(rejected),
             "content_hash": content_hash(images, labels, test_images, test_labels),
+            "notes": list(notes),
         },
     }
 
@@ -89,18 +99,21 @@ def _read_trusted(params: IngestParams, data: ImageSet) -> ImageSet:
 
     Their rejected files are named with the path.
     """
-    where = params.trusted_path
-    read: ImageSet = params.source.model_copy(update={"path": where})()
+    where = plain(str(params.trusted_path))
+    read: ImageSet = params.source.model_copy(update={"path": params.trusted_path})()
+    for note in read.notes:
+        logger.warning("trusted images: %s", note)
     if unknown := sorted(set(read.class_names) - set(data.class_names)):
         raise ValueError(
-            f"the trusted images in {where} have classes that the data has not: "
-            f"{', '.join(unknown)}; its classes are {', '.join(data.class_names)}. Rename them, or "
-            "take them out"
+            f"the trusted images in {shown(where)} have classes that the data has not: "
+            f"{', '.join(map(shown, unknown))}; its classes are "
+            f"{', '.join(map(shown, data.class_names))}. Rename them, or take them out"
         )
     if read.images_nchw.shape[1:] != data.images_nchw.shape[1:]:
         raise ValueError(
-            f"the trusted images in {where} have shape {read.images_nchw.shape[1:]} and the others "
-            f"{data.images_nchw.shape[1:]} (channels, height, width); set ingest.source.image_size"
+            f"the trusted images in {shown(where)} have shape {read.images_nchw.shape[1:]} and the "
+            f"others {data.images_nchw.shape[1:]} (channels, height, width); set "
+            "ingest.source.image_size"
         )
     images, labels, files = read.images_nchw, read.labels, read.files or ()
     if read.test_images_nchw is not None and read.test_labels is not None:
@@ -110,7 +123,9 @@ def _read_trusted(params: IngestParams, data: ImageSet) -> ImageSet:
     place = np.array([data.class_names.index(name) for name in read.class_names])
     rejected = tuple(each._replace(file=f"{where}/{each.file}") for each in read.rejected)
     named = tuple(f"{where}/{file}" for file in files)
-    return ImageSet(images, place[labels], data.class_names, rejected=rejected, files=named)
+    return ImageSet(
+        images, place[labels], data.class_names, rejected=rejected, files=named, notes=read.notes
+    )
 
 
 def content_hash(*arrays: np.ndarray) -> str:
@@ -138,7 +153,8 @@ def _split(images: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _check(data: ImageSet) -> None:
     classes = len(data.class_names)
     if classes < 2:
-        raise ValueError(f"the source has {classes} class; a classifier needs at least two")
+        hint = "".join(f". {note[0].upper()}{note[1:]}" for note in data.notes)
+        raise ValueError(f"the source has {classes} class; a classifier needs at least two{hint}")
     for labels in (data.labels, data.test_labels):
         if labels is not None and (labels.min() < 0 or labels.max() >= classes):
             raise ValueError(
