@@ -138,7 +138,7 @@ def components(form: str) -> None:
 @click.option(
     "--model",
     "file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="A hardened.safetensors; without it the newest in this project.",
 )
 @click.option("--format", "form", type=FORMATS, default="table", help="How to print.")
@@ -149,6 +149,7 @@ def predict(paths: tuple[Path, ...], file: Path | None, form: str) -> None:
     `rejected` says that the class is another one without the stamp: such an image may carry a
     trigger. Exit code 1 if a file could not be read.
     """
+    import numpy as np
     import pandas as pd
     import torch
 
@@ -168,6 +169,11 @@ def predict(paths: tuple[Path, ...], file: Path | None, form: str) -> None:
     items = [(files[row], content, row) for row, (_, content) in enumerate(found)]
     read = read_images(items, len(items), hardened.form, on_corrupt="skip")
     logits, rejected = hardened.predict(read.images_nchw)
+    if not np.isfinite(logits).all():
+        raise ValueError(
+            f"{chosen} gives logits that are no finite numbers, so no label: its weights are "
+            "damaged or were changed. Take a file as `kedro run --pipelines export` has written it"
+        )
     shares = torch.from_numpy(logits).softmax(1).numpy()
     best = logits.argmax(axis=1)
     table = pd.DataFrame(

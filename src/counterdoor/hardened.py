@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from counterdoor.models import StampedNet, TrainedNet
 from counterdoor.names import markdown
 from counterdoor.sources.decoding import Form
+
+MAX_PIXELS = 2**22
+"""Pixels that are put through a net at a time: 256 images of 128x128."""
 
 
 class Resize(nn.Module):
@@ -86,6 +90,53 @@ class HardenedNet(nn.Module):
         return logits, plain.argmax(dim=1) != logits.argmax(dim=1)
 
 
+SCALED = (
+    "the images have no level above 1: they must be levels 0 to 255, not scaled to [0, 1] or "
+    "normalised; both are done inside"
+)
+NO_LEVELS = (
+    "the images hold values that are no levels: they must be whole numbers from 0 to 255, not "
+    "scaled or normalised; both are done inside"
+)
+
+
+class LevelsOnly(nn.Module):
+    """A net that refuses images which are not levels 0 to 255, whatever their dtype.
+
+    Who serves a net cannot know what it gets: JSON has one kind of numbers, and an image in
+    [0, 1], as other nets take it, would be a black one with a class of its own. The checks
+    are part of the graph that is exported.
+
+    Args:
+        net: from images (N, C, H, W), levels in [0, 255], to logits.
+        dark: whether levels above 1 are rare among its images; then whole images of 0 and 1
+            are taken for levels.
+    """
+
+    def __init__(self, net: nn.Module, dark: bool) -> None:
+        super().__init__()
+        self.net = net
+        self.dark = dark
+
+    def forward(self, images_nchw: Tensor) -> Tensor:
+        """What the net gives.
+
+        Raises:
+            RuntimeError: :data:`NO_LEVELS` or :data:`SCALED`.
+        """
+        levels = images_nchw * 1.0  # unlike a cast, it is exported without the example's dtype
+        good = (levels == torch.round(levels)) & (levels >= 0) & (levels <= 255)
+        torch._assert_async(good.all(), NO_LEVELS)
+        if not self.dark:
+            torch._assert_async((levels > 1).any() | (levels == 0).all(), SCALED)
+        return cast(Tensor, self.net(levels))
+
+
+def levels_only(net: nn.Module, trained: TrainedNet) -> LevelsOnly:
+    """``net`` for images such as those that ``trained`` was trained on, and no others."""
+    return LevelsOnly(net, dark=float(trained.state["mean"].max()) * 255 <= 1).eval()
+
+
 class LogitsNet(nn.Module):
     """The logits of a :class:`HardenedNet` alone, or with the reject flag as a last column."""
 
@@ -123,22 +174,39 @@ class Hardened:
         resize = Resize((self.net.image_shape[1], self.net.image_shape[2]), self.form.resize)
         return HardenedNet(self.net.deployable(), resize).eval()
 
-    def served(self) -> LogitsNet:
-        """As :meth:`deployable`, with one output, as MLflow wants it."""
-        return LogitsNet(self.deployable(), self.reject_column).eval()
+    def served(self) -> LevelsOnly:
+        """As :meth:`deployable`, with one output, as MLflow wants it, and for levels only."""
+        return levels_only(LogitsNet(self.deployable(), self.reject_column), self.net)
 
     def predict(self, images_nchw: np.ndarray, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
         """Logits, float32 (N, K), and reject flags, bool (N,).
 
         Args:
             images_nchw: uint8, shape (N, C, H, W), in [0, 255].
-            chunk: images at a time.
+            chunk: images at a time; fewer if they are large.
+
+        Raises:
+            ValueError: if these are no such images, or the net gives other logits than it says.
         """
+        channels = self.net.image_shape[0]
+        if len(images_nchw) and (
+            images_nchw.dtype != np.uint8 or images_nchw.shape[1:2] != (channels,)
+        ):
+            raise ValueError(
+                f"the images are {images_nchw.dtype} of shape {images_nchw.shape}; they must be "
+                f"uint8, levels 0 to 255, of shape (N, {channels}, height, width)"
+            )
+        chunk = max(1, min(chunk, MAX_PIXELS // max(1, prod(images_nchw.shape[2:]))))
         net, logits, rejected = self.deployable(), [], []
         with torch.inference_mode():
             for start in range(0, len(images_nchw), chunk):
                 part = torch.from_numpy(np.array(images_nchw[start : start + chunk]))
                 told, flags = net(part)
+                if told.shape != (len(part), self.net.num_classes):
+                    raise ValueError(
+                        f"the net gives logits of shape {tuple(told.shape)} for {len(part)} images "
+                        f"and {self.net.num_classes} classes"
+                    )
                 logits.append(told.numpy())
                 rejected.append(flags.numpy())
         if not logits:

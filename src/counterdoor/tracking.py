@@ -35,7 +35,7 @@ from kedro.pipeline.node import Node
 
 from counterdoor.config import CHOICES as NAMED
 from counterdoor.config import STAGES
-from counterdoor.hardened import Hardened
+from counterdoor.hardened import Hardened, levels_only
 from counterdoor.hooks import LIBRARY_LOGGER
 from counterdoor.models import TrainedNet
 
@@ -280,30 +280,45 @@ def commit_tags(project_path: Path) -> dict[str, str]:
 
 
 def log_net(mlflow: Any, name: str, trained: TrainedNet) -> None:
-    """Log a net as MLflow model: plain uint8 images (N, C, H, W) in, logits out, no pickle."""
-    _log_torch(mlflow, name, trained.deployable(), trained.image_shape)
+    """Log a net as MLflow model: plain images (N, C, H, W), levels 0 to 255, in, logits out.
+
+    Loaded by ``mlflow.pytorch``, it takes uint8 or other whole numbers. Served, it takes
+    numbers: the signature says float32, since MLflow would cut those of a body to uint8, and
+    so read an image in [0, 1] as black, before the net could refuse it.
+
+    The archive has one pickle, the example that the net was traced with: MLflow writes it, and
+    with ``MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false`` loads no archive without one and none
+    with more in it than tensors.
+    """
+    net = levels_only(trained.deployable(), trained)
+    _log_torch(mlflow, name, net, trained.image_shape, trained.image_shape, trained.num_classes)
 
 
 def log_hardened(mlflow: Any, name: str, hardened: Hardened) -> None:
     """As :func:`log_net`, for images of any height and width."""
+    channels, height, width = hardened.net.image_shape
+    columns = hardened.net.num_classes + hardened.reject_column
+    example = (channels, height + 1, width + 2)  # equal sizes would be taken for one
+    _log_torch(mlflow, name, hardened.served(), example, (channels, -1, -1), columns)
+
+
+def _log_torch(
+    mlflow: Any,
+    name: str,
+    net: Any,
+    shape: tuple[int, int, int],
+    taken: tuple[int, int, int],
+    columns: int,
+) -> None:
     import numpy as np
+    import torch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    channels, height, width = hardened.net.image_shape
-    columns = hardened.net.num_classes + hardened.reject_column
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, channels, -1, -1))]),
+        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *taken))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, columns))]),
     )
-    shape = (channels, height + 1, width + 2)  # equal sizes would be taken for one
-    _log_torch(mlflow, name, hardened.served(), shape, signature=signature)
-
-
-def _log_torch(mlflow: Any, name: str, net: Any, shape: tuple[int, int, int], **more: Any) -> None:
-    import numpy as np
-    import torch
-
     ramp = np.linspace(0, 255, 2 * math.prod(shape)).astype(np.uint8)
     requirements = [f"torch=={torch.__version__.split('+')[0]}"]
     with warnings.catch_warnings():
@@ -313,7 +328,7 @@ def _log_torch(mlflow: Any, name: str, net: Any, shape: tuple[int, int, int], **
             name=name,
             input_example=ramp.reshape(2, *shape),
             pip_requirements=requirements,
-            **more,
+            signature=signature,
         )
 
 

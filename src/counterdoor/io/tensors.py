@@ -8,11 +8,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from counterdoor.io.atomic import AtomicSave, LocalFile, ReadableErrors
+from counterdoor.io.safetensors_header import read_header
 
 
 class _TensorsFile(LocalFile[dict[str, Tensor]]):
     def load(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = load_file(Path(self._get_load_path()))
+        path = Path(self._get_load_path())
+        read_header(path)
+        tensors: dict[str, Tensor] = load_file(path)
         return tensors
 
     def save(self, data: dict[str, Tensor]) -> None:

@@ -141,6 +141,43 @@ class TrainedNet:
         Raises:
             ValueError: if the weights do not belong to the architecture.
         """
+        net = self._untrained(torch.device("cpu"))
+        try:
+            net.load_state_dict(dict(self.state))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights do not fit the architecture {dict(self.architecture)}: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+        return net.eval()
+
+    def blueprint(self) -> dict[str, Tensor]:
+        """The state that its architecture has, without values: tensors on the meta device.
+
+        Neither the initial weights nor an image that goes through the net take memory.
+
+        Raises:
+            ValueError: if the architecture does not take such images, or gives other logits.
+        """
+        device = torch.device("meta")
+        shape = (1, *self.image_shape)
+        try:
+            net = self._untrained(device).eval()
+            with torch.no_grad():
+                logits = net(torch.empty(shape, device=device))
+        except (RuntimeError, TypeError, OverflowError) as error:  # sizes that no tensor can have
+            raise ValueError(
+                f"{self.architecture['name']} does not take images of shape {self.image_shape} "
+                f"(channels, height, width): {str(error).partition(chr(10))[0]}"
+            ) from error
+        if logits.shape != (1, self.num_classes):
+            raise ValueError(
+                f"{self.architecture['name']} gives {logits.shape[-1]} logits, not "
+                f"{self.num_classes}"
+            )
+        return dict(net.state_dict())
+
+    def _untrained(self, device: torch.device) -> NormalisedNet:
         from pydantic import TypeAdapter
 
         from counterdoor.models import Model
@@ -149,16 +186,9 @@ class TrainedNet:
             dict(self.architecture)
         )
         channels = self.image_shape[0]
-        with seeded_torch(0, "build"):  # the initial weights are overwritten below
+        with device, seeded_torch(0, "build"):  # the initial weights are overwritten or unused
             body = component(channels, self.num_classes)
-        net = NormalisedNet(body, torch.zeros(channels), torch.ones(channels))
-        try:
-            net.load_state_dict(dict(self.state))
-        except RuntimeError as error:
-            raise ValueError(
-                f"the weights do not fit the architecture {dict(self.architecture)}: {error}"
-            ) from error
-        return net.eval()
+            return NormalisedNet(body, torch.zeros(channels), torch.ones(channels))
 
     def deployable(self) -> StampedNet:
         """The net for plain uint8 images, with normalisation, stamp and label map inside."""

@@ -13,7 +13,10 @@ from counterdoor.component import Component
 from counterdoor.names import plain, shown
 from counterdoor.sources.decoding import Decoded, Form, Rejected, read_images
 
-Pixels = Annotated[int, Field(ge=1)]
+MAX_SIDE = 4096
+"""Pixels; larger images take gigabytes in even a small net."""
+
+Pixels = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Level = Annotated[int, Field(ge=0, le=255)]
 OnCorrupt = Literal["skip", "fail"]
 

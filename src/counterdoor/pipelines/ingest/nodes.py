@@ -12,6 +12,7 @@ from counterdoor.names import plain, shown
 from counterdoor.params import IngestParams
 from counterdoor.seeding import numpy_generator
 from counterdoor.sources import ImageSet
+from counterdoor.sources.base import MAX_SIDE
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,15 @@ def _check(data: ImageSet) -> None:
     if classes < 2:
         hint = "".join(f". {note[0].upper()}{note[1:]}" for note in data.notes)
         raise ValueError(f"the source has {classes} class; a classifier needs at least two{hint}")
+    if len(set(data.class_names)) < classes or not all(data.class_names):
+        raise ValueError(
+            f"the source's classes are named {list(data.class_names)}; each needs a name of its own"
+        )
+    if max(data.images_nchw.shape[2:]) > MAX_SIDE:
+        raise ValueError(
+            f"the images have shape {data.images_nchw.shape[1:]} (channels, height, width), more "
+            f"than {MAX_SIDE} pixels a side; set ingest.source.image_size"
+        )
     for labels in (data.labels, data.test_labels):
         if labels is not None and (labels.min() < 0 or labels.max() >= classes):
             raise ValueError(
