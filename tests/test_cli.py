@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import pickle
 import statistics
 import subprocess
 import sys
@@ -15,14 +16,19 @@ import click
 import pytest
 from click.testing import CliRunner
 from omegaconf import OmegaConf
+from PIL import Image
 from pydantic import ValidationError
 
 from counterdoor.catalogue import catalogue
 from counterdoor.cli import ReadableError, cli, message, readable
 from counterdoor.config import ConfigError
+from counterdoor.hardened import Hardened
+from counterdoor.io import HardenedDataset
+from counterdoor.models import DigitsCNN, TrainedNet, build_net
 from counterdoor.names import markdown
 from counterdoor.recipe import Recipe
 from counterdoor.results import RESULTS
+from counterdoor.sources.decoding import Form
 from counterdoor.tracking import CHOICES, EXPERIMENT
 
 pytestmark = [
@@ -608,3 +614,66 @@ def test_a_refused_run_leaves_nothing_behind(answers):
 
 
 # --- short names, and data of unknown origin -------------------------------------------
+
+
+# --- predict with a file of a stranger ---------------------------------------------
+
+
+@pytest.fixture
+def offered(tmp_path, noise):
+    """An image, and a file with a net whose weights are multiplied by a factor."""
+
+    def make(factor=1.0):
+        model = DigitsCNN(width=3, hidden=5)
+        state = build_net(model, noise(9), 2, seed=0, stream="x").state_dict()
+        body = {name: each * factor for name, each in state.items() if name.endswith("weight")}
+        trained = TrainedNet.of(model, noise(9), 2, state | body)
+        file = tmp_path / "offered.safetensors"
+        HardenedDataset(filepath=str(file)).save(
+            Hardened(trained, ("cat", "dog"), Form((12, 12), "L"))
+        )
+        Image.fromarray(noise(1)[0, 0]).save(tmp_path / "image.png")
+        return ["predict", str(tmp_path / "image.png"), "--model", str(file)], file
+
+    return make
+
+
+def test_predict_answers_with_a_good_file(offered):
+    command, _ = offered()
+    result = CliRunner().invoke(cli, [*command, "--format", "json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)[0]["label"] in ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("put", "reason"),
+    [
+        (lambda file: None, "there is no such file"),
+        (lambda file: file.mkdir(), "it is a folder, not a file"),
+        (os.mkfifo, "it is a pipe, not a file"),
+        (lambda file: file.symlink_to("/dev/zero"), "it is a device, not a file"),
+        (lambda file: file.write_bytes(pickle.dumps([1])), "it is no safetensors file"),
+        (lambda file: file.write_text("hello " * 10), "it is no safetensors file"),
+    ],
+    ids=["nothing", "folder", "pipe", "device", "pickle", "text"],
+)
+def test_predict_refuses_what_is_no_model_file_in_a_line(offered, put, reason):
+    command, file = offered()
+    file.unlink()
+    put(file)
+    check_refused_in_a_line(command, f"{file} cannot be used as a net: {reason}")
+
+
+def test_predict_gives_no_label_where_there_is_none(offered):
+    command, file = offered(factor=1e30)
+    check_refused_in_a_line(command, f"{file} gives logits that are no finite numbers")
+
+
+def check_refused_in_a_line(command, told):
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Error: {told}")
+    assert "Take a file as `kedro run" in line

@@ -169,3 +169,82 @@ def test_the_card_tells_figures_classes_limits_and_configuration(digits):
     assert "## Limits" in card
     block = card.split("```json")[1].split("```")[0]
     assert json.loads(block) == about["configuration"]
+
+
+def test_images_that_are_no_levels_are_refused(digits):
+    hardened = hardened_of(digits.images_nchw)
+    with pytest.raises(
+        ValueError, match=r"float64 of shape .* they must be uint8, levels 0 to 255"
+    ):
+        hardened.predict(digits.images_nchw[:3] / 255.0)
+    with pytest.raises(ValueError, match=r"of shape \(N, 1, height, width\)"):
+        hardened.predict(np.repeat(digits.images_nchw[:3], 3, axis=1))
+
+
+def test_large_images_go_through_a_few_at_a_time(digits, monkeypatch):
+    hardened = hardened_of(digits.images_nchw)
+    want, _ = hardened.predict(digits.images_nchw[:7])
+    monkeypatch.setattr("counterdoor.hardened.MAX_PIXELS", 28 * 28 * 2 + 1)
+    logits, _ = hardened.predict(digits.images_nchw[:7])
+    np.testing.assert_allclose(logits, want, atol=1e-5)
+
+
+def test_logits_of_another_number_are_refused(digits):
+    hardened = hardened_of(digits.images_nchw)
+    with pytest.raises(ValueError, match="for 5 images and 9 classes"):
+        replace(hardened, net=Miscounted(**vars(hardened.net))).predict(digits.images_nchw[:5])
+
+
+class Miscounted(TrainedNet):
+    """Says that it has a class less than it has, as somebody else's code may."""
+
+    def deployable(self):
+        own = TrainedNet(**vars(self)).deployable()
+        object.__setattr__(self, "num_classes", 9)
+        return own
+
+
+@pytest.fixture
+def served(digits):
+    return hardened_of(digits.images_nchw).served()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_levels_are_served_whatever_their_dtype(digits, served, dtype):
+    images = digits.images_nchw[:20]
+    logits, _ = hardened_of(digits.images_nchw).predict(images)
+    with torch.inference_mode():
+        got = served(torch.tensor(images).to(dtype))
+    np.testing.assert_allclose(got.numpy(), logits, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images: images / 255, "scaled or normalised"),
+        (lambda images: (images / 255 - 0.5) / 0.5, "scaled or normalised"),
+        (lambda images: (images > 128).float(), "no level above 1"),
+        (lambda images: images + 0.5, "whole numbers from 0 to 255"),
+        (lambda images: images + 45, "whole numbers from 0 to 255"),
+        (lambda images: images - 1, "whole numbers from 0 to 255"),
+        (lambda images: images * torch.nan, "whole numbers from 0 to 255"),
+        (lambda images: images + torch.inf, "whole numbers from 0 to 255"),
+    ],
+    ids=["scaled", "normalised", "binary", "halves", "bright", "negative", "nan", "inf"],
+)
+def test_what_is_no_level_is_not_served(digits, served, change, message):
+    with pytest.raises(RuntimeError, match=message):
+        served(change(torch.tensor(digits.images_nchw[:20]).float()))
+
+
+def test_black_images_and_none_are_served(served):
+    with torch.inference_mode():
+        for images in (torch.zeros(2, 1, 28, 28), torch.zeros(0, 1, 28, 28)):
+            assert served(images).shape == (len(images), 10)
+
+
+def test_a_net_of_dark_images_takes_them(digits):
+    """Masks of 0 and 1, for example, are levels if all its images were such."""
+    masks = (digits.images_nchw[:40] > 128).astype(np.uint8)
+    with torch.inference_mode():
+        assert hardened_of(masks).served()(torch.tensor(masks)).shape == (40, 10)

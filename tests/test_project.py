@@ -481,7 +481,7 @@ def test_the_model_loads_without_pickle_and_says_what_the_stored_net_says(
         if flavour == "pytorch":
             logits = mlflow.pytorch.load_model(model_uri)(torch.tensor(images)).numpy()
         else:
-            logits = np.asarray(mlflow.pyfunc.load_model(model_uri).predict(images))
+            logits = mlflow.pyfunc.load_model(model_uri).predict(images.astype(np.float32))
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     assert len(set(expected.argmax(1))) > 1
 
@@ -667,14 +667,15 @@ def test_file_onnx_and_mlflow_model_predict_the_same(project, catalog, exported)
     (run,) = [run for run in project.runs() if run.data.tags["kedro.run_id"] == exported]
     (output,) = run.outputs.model_outputs
     model = project.client().get_logged_model(output.model_id)
-    by_mlflow = mlflow.pyfunc.load_model(model.artifact_location).predict(images)
+    served = mlflow.pyfunc.load_model(model.artifact_location)
+    by_mlflow = served.predict(images.astype(np.float32))
     for other in (by_onnx, by_mlflow[:, :-1]):
         np.testing.assert_allclose(other, logits, atol=1e-3)
         assert (other.argmax(axis=1) == logits.argmax(axis=1)).all()
     assert (flags == rejected).all()
     assert (by_mlflow[:, -1] == rejected).all()
     large = np.repeat(np.repeat(images[:5], 2, axis=2), 3, axis=3)
-    again = mlflow.pyfunc.load_model(model.artifact_location).predict(large)
+    again = served.predict(large.astype(np.float32))
     np.testing.assert_allclose(again[:, :-1], hardened.predict(large)[0], atol=1e-3)
 
 

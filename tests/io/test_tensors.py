@@ -1,5 +1,7 @@
 """Tensors on disk: none or many, the same after a round trip, and read again as a cache."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -67,3 +69,11 @@ def test_a_cache_cannot_be_saved_to(tmp_path):
     with pytest.raises(DatasetError, match="save to the data set it caches"):
         dataset(tmp_path, CachedTensorsDataset).save({})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    file = tmp_path / "x.safetensors" / SAVED / "x.safetensors"
+    file.parent.mkdir(parents=True)
+    os.mkfifo(file)
+    with pytest.raises(DatasetError, match="it is a pipe, not a file"):
+        dataset(tmp_path).load()

@@ -295,3 +295,141 @@ def test_bytes_come_back(tmp_path):
     dataset = BytesDataset(filepath=str(tmp_path / "x.onnx"), version=Version(None, SAVED))
     dataset.save(b"\x00\xffabc")
     assert dataset.load() == b"\x00\xffabc"
+
+
+# --- a file of a stranger ---------------------------------------------------------
+
+
+@pytest.fixture
+def stranger(tmp_path, noise):
+    """Writes a hardened net with other descriptions or tensors, and gives its data set."""
+
+    def make(net=None, more=None, state=None):
+        path = tmp_path / "hardened.safetensors"
+        trained = replace(net_of(noise(9), Stamp()), label_map=(1, 0, 3, 2))
+        HardenedDataset(filepath=str(path)).save(
+            Hardened(trained, ("a", "b", "c", "d"), Form((12, 12), "L"))
+        )
+        with safe_open(path, framework="pt") as opened:
+            texts = {name: json.loads(text) for name, text in opened.metadata().items()}
+        texts["counterdoor"] |= net or {}
+        texts["hardened"] |= more or {}
+        told = {name: json.dumps(text) for name, text in texts.items()}
+        save_file(dict(trained.state) | (state or {}), path, told)
+        return HardenedDataset(filepath=str(path))
+
+    return make
+
+
+def test_a_stranger_that_changes_nothing_is_read(stranger):
+    assert stranger().load().class_names == ("a", "b", "c", "d")
+
+
+DIGITS = {"name": "digits_cnn", "width": 3, "hidden": 5}
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        ({"architecture": DIGITS | {"width": 10**9}}, "architecture.width is 1000000000"),
+        ({"architecture": DIGITS | {"width": True}}, "width: Input should be a valid integer"),
+        ({"architecture": DIGITS | {"hidden": 6}}, r"its net takes F32 \(6, 294\)"),
+        ({"architecture": {"name": "resnet18"}}, "its net lacks the weights body.bn1.bias"),
+        ({"num_classes": 5, "label_map": None}, r"its net takes F32 \(5, 5\)"),
+        ({"num_classes": 10**9, "label_map": None}, "its num_classes is 1000000000"),
+        ({"image_shape": [1, 2, 2]}, r"does not take images of shape \(1, 2, 2\)"),
+        ({"image_shape": [10**9, 12, 12]}, "image_shape.0: Input should be less than"),
+        ({"image_shape": [1, 12, 10**9]}, "image_shape.2: Input should be less than"),
+        ({"image_shape": [3, 12, 12]}, r"its mean is F32 \(1,\), but its net takes F32 \(3,\)"),
+        ({"stamp": {"row": 11}}, "outside the 12x12 images"),
+        ({"stamp": {"colour": [0.5, 0.5]}}, "2 levels, but the images have 1"),
+        ({"stamp": {"size": "2"}}, "stamp.size: Input should be a valid integer"),
+        ({"label_map": [0, 1, 2]}, "a logit of its own"),
+        ({"label_map": [0, 1, 2, 4]}, "a logit of its own"),
+        ({"label_map": [0, 1, 2, 2]}, "a logit of its own"),
+        ({"label_map": [-1, 0, 1, 2]}, "label_map.0: Input should be greater"),
+        ({"mirror": 1}, "mirror: Input should be a valid boolean"),
+        ({"more": 1}, "more: Extra inputs are not permitted"),
+    ],
+)
+def test_a_description_of_another_net_is_refused(stranger, net, reason):
+    check_refused(stranger(net=net), reason)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"class_names": ["a", "b", "c"]}, "3 class names for 4 classes"),
+        ({"class_names": ["a", "b", "c", "a"]}, "two of its classes have the name 'a'"),
+        ({"class_names": ["a", "b", "c", ""]}, "class_names.3: .* needs a name"),
+        ({"class_names": ["a", "b", "c", 1]}, "class_names.3: .* needs a name"),
+        ({"form": {"size": [12, 12]}}, "form.mode: Field required"),
+        *(
+            ({"form": {"size": [12, 12], "mode": "L", "resize": "crop", **form}}, reason)
+            for form, reason in (
+                ({"background": [0, 0, 256]}, "form.background.2: Input should be less"),
+                ({"background": [0, 0, 0], "mode": "RGB"}, r"images of shape \(3, 12, 12\)"),
+                ({"background": [0, 0, 0], "size": [12, 13]}, r"images of shape \(1, 12, 13\)"),
+                ({"background": [0, 0, 0], "resize": "stretch"}, "form.resize"),
+            )
+        ),
+        ({"about": {"figures": {"held_out_accuracy": "high"}}}, "held_out_accuracy"),
+        ({"about": {"more": 1}}, "about.more: Extra inputs"),
+        ({"reject_column": 0}, "reject_column: Input should be a valid boolean"),
+        ({"more": 1}, "more: Extra inputs are not permitted"),
+    ],
+)
+def test_names_and_forms_of_another_net_are_refused(stranger, more, reason):
+    check_refused(stranger(more=more), reason)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ({"body.0.weight": torch.full((3, 1, 3, 3), torch.nan)}, "body.0.weight has values that"),
+        ({"body.14.bias": torch.tensor([0.0, 0.0, 0.0, torch.inf])}, "body.14.bias has values"),
+        ({"body.14.bias": torch.zeros(3)}, r"body.14.bias is F32 \(3,\)"),
+        ({"body.14.bias": torch.zeros(4, dtype=torch.float16)}, "body.14.bias is F16"),
+        ({"body.1.running_var": torch.tensor([1.0, -1.0, 1.0])}, "negative variances"),
+        ({"body.more": torch.zeros(1)}, "holds 'body.more'"),
+        ({"std": torch.zeros(1)}, "its std is not positive"),
+        ({"mean": torch.full((1,), 128.0)}, "its mean is no level between 0 and 1"),
+    ],
+)
+def test_weights_that_no_net_has_are_refused(stranger, state, reason):
+    check_refused(stranger(state=state), reason)
+
+
+def check_refused(dataset, reason):
+    with pytest.raises(DatasetError, match=reason) as caught:
+        dataset.load()
+    told = str(caught.value)
+    assert told.startswith(f"{dataset._filepath} cannot be used as a net: ")
+    assert "`kedro run --pipelines export`" in told
+    assert told.isprintable()
+
+
+def test_one_of_a_runs_own_gets_the_advice_for_those(dataset, file, noise):
+    dataset.save(net_of(noise(9)))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(
+        DatasetError, match=r"cannot be read: its tensors take .* delete the folder"
+    ):
+        dataset.load()
+
+
+def test_names_of_classes_need_not_be_unicode(tmp_path, noise):
+    """They are those of folders."""
+    names = ("a\udcff", "=1", "b\n", "<i>")
+    dataset = HardenedDataset(filepath=str(tmp_path / "hardened.safetensors"))
+    dataset.save(Hardened(net_of(noise(9)), names, Form((12, 12), "L")))
+    assert dataset.load().class_names == names
+
+
+@pytest.mark.parametrize("change", [{"class_names": ("a",)}, {"form": Form((12, 12), "RGB")}])
+def test_what_could_not_be_read_again_is_not_written(tmp_path, noise, change):
+    dataset = HardenedDataset(filepath=str(tmp_path / "hardened.safetensors"))
+    hardened = Hardened(net_of(noise(9)), tuple("abcd"), Form((12, 12), "L"))
+    with pytest.raises(DatasetError, match=r"class names|form gives"):
+        dataset.save(replace(hardened, **change))
+    assert not list(tmp_path.iterdir())

@@ -117,6 +117,16 @@ def test_trained_net_is_rebuilt_from_its_description_and_from_its_file(model, no
             assert torch.equal(each.deployable()(torch.tensor(images)), expected)
 
 
+def test_the_blueprint_is_the_state_without_its_memory(model, noise):
+    images = noise(3, 3, 32, 32)
+    state = build_net(model, images, 4, seed=0, stream="x").state_dict()
+    blueprint = TrainedNet.of(model, images, 4, {}).blueprint()
+    assert list(blueprint) == list(state)
+    for name, tensor in blueprint.items():
+        assert tensor.is_meta
+        assert (tensor.shape, tensor.dtype) == (state[name].shape, state[name].dtype)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:torch.*", "ignore::FutureWarning:torch.*")
 def test_the_deployable_net_can_be_exported(model, noise):

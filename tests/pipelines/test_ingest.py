@@ -252,6 +252,20 @@ def test_one_class_is_refused(given):
         ingest(params(), 0)
 
 
+@pytest.mark.parametrize("names", [("cat", "dog", "cat"), ("cat", "dog", "")])
+def test_classes_without_a_name_of_their_own_are_refused(given, names):
+    given(image_set([30, 30, 30], names))
+    with pytest.raises(ValueError, match="each needs a name of its own"):
+        ingest(params(), 0)
+
+
+def test_images_that_no_net_is_made_for_are_refused(given):
+    large = image_set([1, 1], ("cat", "dog"))
+    given(replace(large, images_nchw=np.zeros((2, 1, 1, 5000), np.uint8)))
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 5000\).* set ingest.source.image_size"):
+        ingest(params(), 0)
+
+
 @pytest.mark.parametrize("wrong", [-1, 4])
 @pytest.mark.parametrize("part", ["labels", "test_labels"])
 def test_labels_outside_the_class_names_are_refused(given, wrong, part):

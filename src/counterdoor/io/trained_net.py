@@ -39,6 +39,10 @@ DTYPES = {torch.float32: "F32", torch.int64: "I64"}
 TEXTS = {"counterdoor", "hardened"}
 """The texts that a header may hold."""
 
+MAX_NUMBERS = 2**29
+"""Weights of a net, 2 GiB; the largest of our own architectures has a quarter of it."""
+
+Channels = Annotated[int, Field(ge=1, le=1024)]
 Index = Annotated[int, Field(ge=0)]
 
 
@@ -48,7 +52,7 @@ class NetHeader(Config):
     model_config = ConfigDict(strict=True)
 
     architecture: Model
-    image_shape: tuple[Annotated[int, Field(ge=1)], Pixels, Pixels]
+    image_shape: tuple[Channels, Pixels, Pixels]
     num_classes: int = Field(ge=1)
     stamp: Stamp | None
     label_map: tuple[Index, ...] | None = None
@@ -238,6 +242,8 @@ def _check_entries(net: TrainedNet, entries: Mapping[str, Entry]) -> None:
     """
     # Every width of an architecture is the length of a tensor, which bounds what is built below.
     held = sum(prod(entry.shape) for entry in entries.values())
+    if held > MAX_NUMBERS:
+        raise ValueError(f"it holds {held} numbers, more than {MAX_NUMBERS}")
     sizes = {f"architecture.{name}": value for name, value in net.architecture.items()}
     for name, value in {"num_classes": net.num_classes, **sizes}.items():
         for size in value if isinstance(value, list) else [value]:
