@@ -36,7 +36,10 @@ TOLERANCE = 1e-3
 def served(model: str, images_nchw: np.ndarray, port: int) -> np.ndarray:
     """What ``mlflow models serve`` answers, float32 (N, K)."""
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "-p", str(port)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{ROOT / 'mlflow.db'}"}
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{ROOT / 'mlflow.db'}",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     server = subprocess.Popen(
         [*command, "--env-manager", "local"], env=environment, start_new_session=True, **quiet

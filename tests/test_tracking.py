@@ -99,18 +99,18 @@ def logged(tmp_path_factory, digits):
     net = build_net(model, digits.images_nchw, 10, seed=0, stream="x")
     trained = TrainedNet.of(model, digits.images_nchw, 10, net.state_dict(), Stamp())
     hardened = Hardened(trained, digits.class_names, Form((28, 28), "L"), reject_column=True)
-    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    try:
+    store = f"sqlite:///{folder}/mlflow.db"
+    client = mlflow.MlflowClient(store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", store)
+        mlflow.set_tracking_uri(store)  # another test's may be left
         experiment = client.create_experiment("served", f"{folder}/artifacts")
         with mlflow.start_run(experiment_id=experiment) as run:
             log_hardened(mlflow, "hardened", hardened)
             log_net(mlflow, "net", trained)
         outputs = client.get_run(run.info.run_id).outputs.model_outputs
         models = [client.get_logged_model(each.model_id) for each in outputs]
-    finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)
     return hardened, {each.name: Path(each.artifact_location) for each in models}
 
 
