@@ -50,7 +50,10 @@ results-table: install  ## the README's table: five variants, seeds 0-4 (~40 min
 table: install  ## attacks x defences x seeds, and docs/results.md; goes on where it was (hours)
 	$(BIN)/kedro table $(GRIDS) --jobs $(JOBS)
 
+# MLflow keeps silent for the word "true" alone; the first line makes the database, if need be.
+mlflow: export DO_NOT_TRACK = true
 mlflow: install  ## serve the tracked runs on http://127.0.0.1:5001
+	@MLFLOW_TRACKING_URI= $(BIN)/kedro results --limit 1 --format csv > /dev/null
 	@echo "runs:  http://127.0.0.1:5001/#/experiments/1/runs?compareRunsMode=CHART"
 	$(BIN)/mlflow server --backend-store-uri sqlite:///mlflow.db \
 	  --artifacts-destination ./mlartifacts --host 127.0.0.1 --port 5001 --workers 1
@@ -64,5 +67,5 @@ bench: install  ## all benchmarks, one JSON object each (about an hour)
 	done
 
 clean:  ## remove what runs have written, keep the environment
-	rm -rf mlflow.db mlartifacts mlruns .pytest_cache .mypy_cache .ruff_cache
+	rm -rf mlflow.db* .mlflow.db* .runs mlartifacts mlruns .pytest_cache .mypy_cache .ruff_cache
 	find data -mindepth 1 ! -name .gitkeep -delete

@@ -26,7 +26,8 @@ import onnxruntime
 from counterdoor.io import HardenedDataset
 from counterdoor.sources.decoding import read_images
 from counterdoor.sources.image_folder import files_below
-from counterdoor.tracking import commit_tags, connect, hardware
+from counterdoor.store import connect
+from counterdoor.tracking import commit_tags, hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 250

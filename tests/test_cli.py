@@ -29,7 +29,8 @@ from counterdoor.names import markdown
 from counterdoor.recipe import Recipe
 from counterdoor.results import RESULTS
 from counterdoor.sources.decoding import Form
-from counterdoor.tracking import CHOICES, EXPERIMENT
+from counterdoor.store import EXPERIMENT
+from counterdoor.tracking import CHOICES
 
 pytestmark = [
     pytest.mark.filterwarnings(

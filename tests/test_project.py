@@ -35,7 +35,8 @@ from counterdoor.hooks import ensure_writable
 from counterdoor.io import HardenedDataset, JSONDataset, TrainedNetDataset
 from counterdoor.ledger import new_ledger
 from counterdoor.results import Results
-from counterdoor.tracking import EXPERIMENT, TrackingHooks, _MetricsHandler, commit_tags
+from counterdoor.store import EXPERIMENT
+from counterdoor.tracking import TrackingHooks, _MetricsHandler, commit_tags
 
 pytestmark = [
     pytest.mark.filterwarnings(

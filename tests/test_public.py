@@ -24,6 +24,7 @@ WITH_KEDRO = (
     "pipeline_registry",
     "settings",
     "results",
+    "store",
     "table",
     "tracking",
 )

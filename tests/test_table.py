@@ -20,8 +20,8 @@ from counterdoor.cells import Job, Outcome, jobs_of
 from counterdoor.cli import cli
 from counterdoor.comparison import Cell, read_grid
 from counterdoor.results import Results
+from counterdoor.store import EXPERIMENT
 from counterdoor.table import append_records, follow, measured, read_records, waiting
-from counterdoor.tracking import EXPERIMENT
 
 pytestmark = [
     pytest.mark.filterwarnings(

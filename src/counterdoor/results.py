@@ -8,7 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 
-from counterdoor.tracking import CHOICES, connect
+from counterdoor.store import StoreError, connect
+from counterdoor.tracking import CHOICES
 
 RESULTS = (
     "ca",
@@ -61,12 +62,15 @@ class Results:
 
         Raises:
             ValueError: if MLflow does not understand the filter.
+            StoreError: if the store of runs cannot be used.
         """
-        mlflow = connect(project_path)
+        mlflow = connect(project_path, writes=False)
         query = "attributes.status = 'FINISHED'" + (f" and {where}" if where else "")
         try:
             runs: pd.DataFrame = mlflow.search_runs(filter_string=query, output_format="pandas")
         except mlflow.MlflowException as error:
+            if not where:
+                raise StoreError(f"the runs cannot be read ({error}): try again") from error
             raise ValueError(f"MLflow does not understand --filter {where!r}: {error}") from error
         columns = {
             "run_id": "run_id",

@@ -38,8 +38,9 @@ from counterdoor.config import STAGES
 from counterdoor.hardened import Hardened, levels_only
 from counterdoor.hooks import LIBRARY_LOGGER
 from counterdoor.models import TrainedNet
+from counterdoor.running import Running, killed
+from counterdoor.store import configured, connect
 
-EXPERIMENT = "counterdoor"
 CHOICES = (*NAMED, "seed")
 WRITE_SECONDS = 2.0
 """The metrics of epochs reach MLflow at most so often, so that curves are live but cheap."""
@@ -47,37 +48,19 @@ WRITE_SECONDS = 2.0
 logger = logging.getLogger(__name__)
 
 
-def connect(project_path: Path) -> Any:
-    """Point MLflow to this project's store and give the module back.
+LIFE = "counterdoor.life"
+"""The tag of a run by which the next run of the project finds it if it was killed."""
 
-    That is ``MLFLOW_TRACKING_URI`` if set, or ``mlflow.db`` and ``mlartifacts/`` in
-    the project's folder, whatever the working directory is. The experiment is
-    ``MLFLOW_EXPERIMENT_NAME`` if set, or ``counterdoor``.
 
-    Args:
-        project_path: the project's root.
-    """
-    import mlflow
-
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
-    # Looking for a Databricks job, MLflow would import IPython.
-    # MLflow tries what it logs, on a GPU if there is one; the exported nets are bound to the CPU.
-    os.environ.setdefault("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu")
-    os.environ.setdefault("MLFLOW_ENABLE_SGC_RUN_RESUMPTION_FOR_DATABRICKS_JOBS", "false")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri(f"sqlite:///{project_path / 'mlflow.db'}")
-        # MLflow notes it there too, where it would look like the user's wish.
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        if mlflow.get_experiment_by_name(name) is None:
-            artifacts = (project_path / "mlartifacts").as_uri()
-            try:
-                mlflow.create_experiment(name, artifact_location=artifacts)
-            except mlflow.MlflowException:
-                logger.debug("another process has just created the experiment %s", name)
-    mlflow.set_experiment(name)
-    return mlflow
+def close_killed(mlflow: Any, project_path: Path) -> None:
+    """Mark runs of this project as KILLED whose process has died without a word."""
+    client = mlflow.MlflowClient()
+    for token in killed(project_path, configured()):
+        known = [each.experiment_id for each in client.search_experiments()]
+        query = f"tags.`{LIFE}` = '{token}' and attributes.status = 'RUNNING'"
+        for run in client.search_runs(known, query):
+            client.set_terminated(run.info.run_id, "KILLED")
+            logger.info("run %s was killed; it is closed", run.info.run_name)
 
 
 class TrackingHooks:
@@ -89,6 +72,7 @@ class TrackingHooks:
         self._env: str | None = None
         self._mlflow: Any = None
         self._run_id: str | None = None
+        self._running: Running | None = None
         self._catalog: DataCatalog | None = None
         self._handler: _MetricsHandler | None = None
         self._signals: dict[int, Any] = {}
@@ -107,8 +91,12 @@ class TrackingHooks:
         """Start the run: name, tags, parameters, the versions of what is read from disk."""
         self._end("KILLED")
         self._mlflow = connect(self._project_path)
+        close_killed(self._mlflow, self._project_path)
         self._catalog = catalog
-        run = self._mlflow.start_run(run_name=run_name(self._parameters))
+        self._running = Running(self._project_path, configured())
+        run = self._mlflow.start_run(
+            run_name=run_name(self._parameters), tags={LIFE: self._running.token}
+        )
         self._run_id = run.info.run_id
         atexit.register(self._end, "KILLED")
         self._catch_signals()
@@ -188,6 +176,9 @@ class TrackingHooks:
             self._handler.flush()
             self._handler = None
         self._mlflow.end_run(status)
+        if self._running is not None:
+            self._running.end()
+            self._running = None
 
     def _catch_signals(self) -> None:
         # SystemExit unwinds as Ctrl-C does, so that the exit handler can mark the run KILLED.
