@@ -25,12 +25,14 @@ from filelock import FileLock, Timeout
 
 EXPERIMENT = "counterdoor"
 VARIABLE = "MLFLOW_TRACKING_URI"
-MAKING_SECONDS = 120.0
+MAKING_SECONDS = 60.0
 """So long a process waits for another that makes the database; it takes seconds."""
 LOCKED_SECONDS = 5.0
 """So long a run waits for a database that others write to; a write takes milliseconds."""
 CHECK_SECONDS = 2.0
 """So long the pages of a large database are checked before a run; those of small ones all are."""
+CHECK_STEPS = 1000
+"""Of SQLite's, between two looks at the clock."""
 ANSWER_SECONDS = 4
 """So long a server may take for its first answer, at each of two tries."""
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -237,7 +239,7 @@ def use_database(
             with FileLock(f"{target}.lock", timeout=MAKING_SECONDS, thread_local=False) as lock:
                 if not _is_there(target):
                     _make(target, experiment, artifacts)
-                    Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it finds the file
+                Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it finds the database
         _check(target, writes)
     except Timeout:
         raise StoreError(
@@ -332,9 +334,11 @@ def _check(file: Path, writes: bool) -> None:
         raise PermissionError(None, "no permission to write")
     with closing(_opened(file)) as connection:
         try:
+            connection.execute("BEGIN")  # nobody writes while we read
             tables, revisions = _schema(connection)
-            if problem := _damage(connection):
+            if problem := _cut(connection, file) or _damage(connection):
                 raise StoreError(f"{file} is damaged ({problem}): {_aside(file)}")
+            connection.execute("COMMIT")
             if writes:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.execute("ROLLBACK")
@@ -357,10 +361,16 @@ def _schema(connection: sqlite3.Connection) -> tuple[set[str], list[str]]:
     return tables, [str(version) for (version,) in rows]
 
 
+def _cut(connection: sqlite3.Connection, file: Path) -> str:
+    """SQLite takes what is missing of the last page for zeros."""
+    (page,) = connection.execute("PRAGMA page_size").fetchone()
+    return "its last page is cut" if file.stat().st_size % page else ""
+
+
 def _damage(connection: sqlite3.Connection) -> str:
     """What SQLite finds wrong with the pages, as far as it comes; empty if nothing."""
     ends = time.monotonic() + CHECK_SECONDS
-    connection.set_progress_handler(lambda: time.monotonic() > ends, 10_000)
+    connection.set_progress_handler(lambda: time.monotonic() > ends, CHECK_STEPS)
     try:
         (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.OperationalError as error:
