@@ -10,6 +10,7 @@ from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from shutil import copy
+from typing import ClassVar
 
 import pytest
 
@@ -71,7 +72,7 @@ def made(monkeypatch, base):
     seen = []
 
     class Store:
-        _engine_map = {}
+        _engine_map: ClassVar = {}
 
         def __init__(self, uri, artifacts):
             file = database_file(uri)
@@ -134,7 +135,7 @@ def test_a_maker_that_does_not_end_is_told(tmp_path, monkeypatch):
     file = tmp_path / "mlflow.db"
     with (
         store.FileLock(f"{file}.lock"),
-        pytest.raises(StoreError, match="has been making .*start again"),
+        pytest.raises(StoreError, match=r"has been making .*start again"),
     ):
         use_database(file)
 
