@@ -8,10 +8,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from counterdoor.component import Config
+from counterdoor.component import Config, Gap
 from counterdoor.stamp import Stamp
 from counterdoor.transfer import sent
 
@@ -31,10 +30,10 @@ class Augment(Config):
         cutout: side of one black square at a random place of every image.
     """
 
-    crop_padding: int = Field(default=0, ge=0)
+    crop_padding: Gap = 0
     crop_fill: Literal["black", "reflect"] = "black"
     flip: bool = False
-    cutout: int = Field(default=0, ge=0)
+    cutout: Gap = 0
 
     def __call__(self, images_nchw: Tensor, generator: torch.Generator) -> Tensor:
         """Augment a batch.

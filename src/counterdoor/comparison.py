@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from counterdoor.component import Config
 
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^|\n]+$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -89,7 +89,7 @@ class Grid(Config):
     attacks: Annotated[tuple[Choice, ...], Field(min_length=1)]
     defences: Annotated[tuple[Defence, ...], Field(min_length=1)]
     published: str | None = None
-    notes: str = ""
+    notes: str = Field(default="", min_length=0)
 
     @model_validator(mode="after")
     def _distinct(self) -> "Grid":

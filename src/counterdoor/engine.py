@@ -40,14 +40,14 @@ class Engine(Config):
     """
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int = Field(default=1, ge=1)
-    num_nodes: int = Field(default=1, ge=1)
+    devices: int = Field(default=1, ge=1, le=1024)
+    num_nodes: int = Field(default=1, ge=1, le=1024)
     strategy: str = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     compile: bool = False
     cuda_graph: bool = True
     data: Literal["auto", "resident", "streaming"] = "auto"
-    resident_mb: int = Field(default=2048, ge=0)
+    resident_mb: int = Field(default=2048, ge=0, le=10**8)
 
     @property
     def device(self) -> torch.device:

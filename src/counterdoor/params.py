@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import ConfigDict, Field, RootModel, model_validator
 
 from counterdoor.attacks import Attack
-from counterdoor.component import Config
+from counterdoor.component import Config, Copies, Place
 from counterdoor.defences import NAB, Defence
 from counterdoor.detectors import Detector, SuspectRatio
 from counterdoor.features import Features, SimCLR
@@ -32,7 +32,7 @@ class IngestParams(Config):
     source: Source
     test_share: float = Field(gt=0, lt=1)
     trusted_share: float = Field(ge=0, lt=1)
-    trusted_path: str | None = None
+    trusted_path: Place | None = None
 
     @model_validator(mode="after")
     def _has_a_path(self) -> Self:
@@ -106,7 +106,7 @@ class RelabelParams(Config):
     Attributes:
         labeler: gives suspects a pseudo-label.
         trusted_stamps: how many stamped copies of each trusted sample, with its own
-            label, join the training; 0 or ``false`` in the paper's setting.
+            label, join the training; 0 in the paper's setting.
         agreed_stamps: share of every class's untrusted, unsuspected samples with a
             pseudo-label equal to their label, of which a stamped copy joins the
             training; in [0, 1]; 0 in the paper's setting.
@@ -120,10 +120,10 @@ class RelabelParams(Config):
     """
 
     labeler: Labeler
-    trusted_stamps: int = Field(ge=0)
+    trusted_stamps: Copies
     agreed_stamps: float = Field(default=0.0, ge=0, le=1)
     calm_stamps: float = Field(default=0.0, ge=0, le=1)
-    stamp_repeats: int = Field(default=1, ge=1)
+    stamp_repeats: int = Field(default=1, ge=1, le=1000)
     balanced_stamps: bool = False
 
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from counterdoor.augment import Augment
-from counterdoor.component import Component, Config
+from counterdoor.component import Component, Config, Rate
 
 
 class CrossEntropy(Component):
@@ -37,7 +37,7 @@ class LocalGradientAscent(Component):
     of_samples: ClassVar[bool] = True
 
     name: Literal["lga"] = "lga"
-    gamma: float = Field(default=0.5, gt=0)
+    gamma: float = Field(default=0.5, gt=0, le=100)
 
     def __call__(self, loss: Tensor) -> Tensor:
         """sign(loss - gamma) * loss, element by element."""
@@ -58,7 +58,7 @@ class Flooding(Component):
     of_samples: ClassVar[bool] = False
 
     name: Literal["flooding"] = "flooding"
-    gamma: float = Field(default=0.5, gt=0)
+    gamma: float = Field(default=0.5, gt=0, le=100)
 
     def __call__(self, loss: Tensor) -> Tensor:
         """|loss - gamma| + gamma for a scalar loss."""
@@ -78,7 +78,7 @@ class Ascent(Component):
     of_samples: ClassVar[bool] = True
 
     name: Literal["ascent"] = "ascent"
-    ceiling: float | None = Field(default=None, gt=0)
+    ceiling: float | None = Field(default=None, gt=0, le=100)
 
     def __call__(self, loss: Tensor) -> Tensor:
         """Minus the loss, element by element, down to minus the ceiling."""
@@ -117,8 +117,8 @@ class Steps(Component):
     """
 
     name: Literal["steps"] = "steps"
-    milestones: tuple[int, ...] = ()
-    factor: float = Field(default=0.1, gt=0)
+    milestones: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    factor: float = Field(default=0.1, gt=0, le=10)
 
     def __call__(self, epoch: float, epochs: int) -> float:
         """The factor on the learning rate in the 0-based ``epoch`` of ``epochs``."""
@@ -163,7 +163,7 @@ class MuonRule(Config):
         momentum: in Nesterov's form.
     """
 
-    learning_rate: float = Field(gt=0)
+    learning_rate: Rate
     momentum: float = Field(default=0.6, ge=0, lt=1)
 
 
@@ -187,9 +187,9 @@ class Recipe(Config):
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(default=64, ge=2)
-    learning_rate: float = Field(default=0.1, gt=0)
+    learning_rate: Rate = 0.1
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    weight_decay: float = Field(default=1e-4, ge=0, le=10)
     nesterov: bool = False
     schedule: Schedule = Cosine()
     augment: Augment = Augment()

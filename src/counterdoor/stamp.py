@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from counterdoor.component import Config
+from counterdoor.component import Config, Gap, Side
 
 Level = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -36,9 +36,9 @@ class Stamp(Config):
             holds and so no attacker can write) or one level per channel in [0, 1].
     """
 
-    size: int = Field(default=2, ge=1)
-    row: int = Field(default=0, ge=0)
-    column: int = Field(default=0, ge=0)
+    size: Side = 2
+    row: Gap = 0
+    column: Gap = 0
     colour: Literal["white", "black", "mean", "bright"] | tuple[Level, ...] = "mean"
 
     def levels(self, mean: Tensor) -> Tensor:

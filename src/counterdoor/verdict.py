@@ -173,7 +173,7 @@ class Verdict(Config):
 
     answer: Answer
     chance: float | None
-    suspects: int
+    suspects: int = Field(ge=0, le=2**53)
     reasons: list[str]
     valley: float | None = None
     changed_suspects: float | None = None

@@ -12,6 +12,7 @@ from torch import Tensor
 from counterdoor.attacks.base import NOTHING, AttackBase
 from counterdoor.attacks.blend import PatternAttack
 from counterdoor.attacks.pixels import by_chunks, mix
+from counterdoor.component import Seed, Side
 from counterdoor.seeding import numpy_generator
 
 
@@ -31,7 +32,7 @@ class AdapBlend(PatternAttack):
     name: Literal["adap_blend"] = "adap_blend"
     poison_ratio: float = Field(default=0.003, gt=0, lt=1)
     cover_ratio: float = Field(default=0.003, ge=0, lt=1)
-    pieces: int = Field(default=16, ge=1)
+    pieces: int = Field(default=16, ge=1, le=10**4)
     masked: float = Field(default=0.5, ge=0, lt=1)
     alpha: float = Field(default=0.15, gt=0, lt=1)
     test_alpha: float = Field(default=0.2, gt=0, lt=1)
@@ -104,8 +105,8 @@ class AdapPatch(AttackBase):
     opacities: tuple[float, ...] = Field(default=(0.5, 0.2, 0.5, 0.3), min_length=2)
     test_patches: tuple[int, ...] = Field(default=(0, 2), min_length=2)
     test_opacity: float = Field(default=1.0, gt=0, le=1)
-    patch_size: int = Field(default=5, ge=1)
-    patch_seed: int = 0
+    patch_size: Side = 5
+    patch_seed: Seed = 0
 
     @model_validator(mode="after")
     def _known_patches(self) -> Self:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
 from torch import Tensor
 
 from counterdoor.attacks.base import NOTHING, AttackBase
 from counterdoor.attacks.patch import Patch
 from counterdoor.attacks.pixels import read_pattern
+from counterdoor.component import Gap, Place
 
 
 class BadNets(AttackBase):
@@ -27,8 +27,8 @@ class BadNets(AttackBase):
 
     name: Literal["badnets"] = "badnets"
     patch: Patch = ((0, 0, 1), (0, 1, 0), (1, 0, 1))
-    patch_image: str | None = None
-    margin: int = Field(default=3, ge=0)
+    patch_image: Place | None = None
+    margin: Gap = 3
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Raise ``ValueError`` if the patch cannot be read or does not fit into the images."""

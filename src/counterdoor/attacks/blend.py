@@ -10,6 +10,7 @@ from torch import Tensor
 
 from counterdoor.attacks.base import NOTHING, AttackBase
 from counterdoor.attacks.pixels import by_chunks, mix, read_pattern
+from counterdoor.component import Place, Seed
 from counterdoor.seeding import numpy_generator
 
 
@@ -22,8 +23,8 @@ class PatternAttack(AttackBase):
         pattern_seed: seed of the noise; part of the attack, so the same in every run.
     """
 
-    pattern: str | None = None
-    pattern_seed: int = 0
+    pattern: Place | None = None
+    pattern_seed: Seed = 0
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Raise ``ValueError`` if the pattern's file cannot be read."""

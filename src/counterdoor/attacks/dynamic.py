@@ -20,6 +20,7 @@ from counterdoor.attacks.trigger_generator import (
 )
 from counterdoor.augment import Augment
 from counterdoor.checkpoint import under
+from counterdoor.component import Rate
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.epochs import Descent, Epochs, Step
 from counterdoor.feed import Samples
@@ -73,9 +74,9 @@ class Dynamic(AttackBase):
     cover_ratio: float = Field(default=0.1, ge=0, lt=1)
     net: AttackerNet = AttackerNet(recipe=AttackerNet().recipe.model_copy(update={"epochs": 24}))
     victim: Augment = Augment(crop_padding=2, crop_fill="reflect", flip=True)
-    width: int = Field(default=16, ge=4, multiple_of=4)
+    width: int = Field(default=16, ge=4, le=1024, multiple_of=4)
     mask_epochs: int = Field(default=25, ge=1)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: Rate = 2e-3
     mask_density: float = Field(default=0.032, gt=0, lt=1)
     lambda_norm: float = Field(default=100.0, ge=0)
     lambda_div: float = Field(default=1.0, ge=0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from counterdoor.attacks.base import NOTHING, AttackBase
 from counterdoor.attacks.pixels import by_chunks
+from counterdoor.component import SIDE
 
 
 class SIG(AttackBase):
@@ -32,7 +33,7 @@ class SIG(AttackBase):
     name: Literal["sig"] = "sig"
     poison_ratio: float = Field(default=0.5, gt=0, lt=1)
     delta: float = Field(default=40, gt=0, le=255)
-    frequency: float = Field(default=6, gt=0)
+    frequency: float = Field(default=6, gt=0, le=SIDE)
 
     def check(self, image_shape: tuple[int, ...]) -> None:
         """Raise ``ValueError`` if the wave is zero at every column of such images."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from counterdoor.attacks.attacker_net import AttackerNet, needed
 from counterdoor.attacks.base import NOTHING, AttackBase
+from counterdoor.component import Gap, Side
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.seeding import torch_generator
 
@@ -113,9 +114,9 @@ class TrojanNN(AttackBase):
 
     name: Literal["trojannn"] = "trojannn"
     net: AttackerNet = AttackerNet()
-    size: int = Field(default=8, ge=1)
-    bottom: int = Field(default=1, ge=0)
-    right: int = Field(default=1, ge=0)
+    size: Side = 8
+    bottom: Gap = 1
+    right: Gap = 1
     step: float = Field(default=8.0, gt=0, le=255)
     steps: int = Field(default=100, ge=0)
     images: int = Field(default=128, ge=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from counterdoor.attacks.base import NOTHING, AttackBase
 from counterdoor.attacks.pixels import by_chunks
+from counterdoor.component import SIDE, Seed
 from counterdoor.seeding import torch_generator
 
 
@@ -38,9 +39,9 @@ class WaNet(AttackBase):
 
     name: Literal["wanet"] = "wanet"
     cover_ratio: float = Field(default=0.2, ge=0, lt=1)
-    control_points: int = Field(default=4, ge=2)
-    strength: float = Field(default=0.5, gt=0)
-    grid_seed: int = 0
+    control_points: int = Field(default=4, ge=2, le=SIDE)
+    strength: float = Field(default=0.5, gt=0, le=SIDE)
+    grid_seed: Seed = 0
 
     def grid(self, height: int, width: int) -> Tensor:
         """Where each pixel is read: float32, shape (H, W, 2), (x, y) in [-1, 1]."""

@@ -41,7 +41,7 @@ class ABL(DefenceBase):
 
     name: Literal["abl"] = "abl"
     isolation_ratio: float = Field(default=0.01, gt=0, lt=1)
-    ceiling: float | None = Field(default=None, gt=0)
+    ceiling: float | None = Field(default=None, gt=0, le=100)
     recipe: Recipe = PAPER_RECIPE
 
     def suspect_rule(self, usual: SuspectRule) -> SuspectRule:

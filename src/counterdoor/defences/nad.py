@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -54,8 +54,10 @@ class NAD(DefenceBase):
     reproduced: ClassVar[bool] = False
 
     name: Literal["nad"] = "nad"
-    p: float = Field(default=2.0, gt=0)
-    betas: tuple[float, ...] = Field(default=(500.0, 1000.0, 1000.0), min_length=1)
+    p: float = Field(default=2.0, gt=0, le=10)
+    betas: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        default=(500.0, 1000.0, 1000.0), min_length=1
+    )
     recipe: Recipe = PAPER_RECIPE
 
     def check(

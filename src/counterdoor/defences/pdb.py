@@ -40,7 +40,7 @@ class PDB(DefenceBase):
     shift: int = 1
     carriers: Literal["trusted", "all"] = "trusted"
     share: float = Field(default=1.0, gt=0, le=1)
-    repeats: int = Field(default=5, ge=1)
+    repeats: int = Field(default=5, ge=1, le=1000)
 
     def stamp_in_use(self, stamp: Stamp) -> Stamp | None:
         """The defensive trigger."""

@@ -1,5 +1,6 @@
 """Detectors: which samples are learnt suspiciously."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -42,6 +43,8 @@ def _spelt_out(given: Any) -> Any:
     """A rule from a share or from its name alone."""
     if isinstance(given, int | float):
         return {"name": "fixed", "ratio": given}
+    if not isinstance(given, str | Mapping | SuspectRule):
+        raise ValueError("it must be a share, the name of a rule, or a rule with its parameters")
     return {"name": given} if isinstance(given, str) else given
 
 

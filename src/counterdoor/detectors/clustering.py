@@ -67,7 +67,7 @@ class ActivationClustering(DetectorBase):
     net: Literal["warmup", "plain"] = "plain"
     layers: Depth = "late"
     honest: Literal["trusted", "features", "larger"] = "trusted"
-    components: int = Field(default=32, ge=1)
+    components: int = Field(default=32, ge=1, le=10**4)
     least: float = Field(default=0.02, gt=0, lt=0.5)
 
     @property

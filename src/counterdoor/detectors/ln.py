@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from counterdoor.component import Rate
 from counterdoor.detectors.base import DetectorBase, Evidence, Need, present
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.feed import shuffled_batches
@@ -42,7 +43,7 @@ class LN(DetectorBase):
     name: Literal["ln"] = "ln"
     epochs: int = Field(default=10, ge=1)
     batch_size: int = Field(default=128, ge=1)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: Rate = 2e-3
     cross_entropy: float = Field(default=0.1, ge=0)
     reverse: float = Field(default=1.0, ge=0)
     standardise: bool = True

@@ -49,7 +49,7 @@ class SCAn(DetectorBase):
 
     name: Literal["scan"] = "scan"
     layers: Depth = "late"
-    components: int = Field(default=32, ge=1)
+    components: int = Field(default=32, ge=1, le=10**4)
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -57,8 +57,8 @@ class SPECTRE(DetectorBase):
     layers: Depth = "late"
     reference: Literal["robust", "trusted"] = "trusted"
     share: float = Field(default=0.1, gt=0, lt=0.5)
-    components: int | None = Field(default=None, ge=1)
-    alpha: float = Field(default=4.0, gt=0)
+    components: int | None = Field(default=None, ge=1, le=10**4)
+    alpha: float = Field(default=4.0, gt=0, le=100)
 
     @property
     def needs(self) -> frozenset[Need]:

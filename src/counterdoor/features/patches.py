@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from pydantic import Field
 from torch import Tensor
 
-from counterdoor.component import Component
+from counterdoor.component import SIDE, Component
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.features.learnt import KEY
 from counterdoor.seeding import numpy_generator
@@ -54,10 +54,10 @@ class Patches(Component):
     """
 
     name: Literal["patches"] = "patches"
-    filters: int = Field(default=400, ge=1)
-    side: int = Field(default=6, ge=2)
+    filters: int = Field(default=400, ge=1, le=10**5)
+    side: int = Field(default=6, ge=2, le=SIDE)
     threshold: float = Field(default=0.25, ge=0)
-    parts: int = Field(default=2, ge=1)
+    parts: int = Field(default=2, ge=1, le=64)
     mirror: bool = False
 
     def check(self, model: Component, images_nchw: np.ndarray) -> None:  # noqa: ARG002

@@ -31,7 +31,7 @@ class Contrast(Config):
         views: how an image may be seen.
     """
 
-    temperature: float = Field(default=0.5, gt=0)
+    temperature: float = Field(default=0.5, ge=1e-3, le=1000)
     views: Views = Views()
 
     def inputs(self, images_nchw: Tensor, generator: torch.Generator) -> Tensor:
@@ -77,7 +77,7 @@ class SimCLR(Component):
 
     name: Literal["simclr"] = "simclr"
     contrast: Contrast = Contrast()
-    projection: int = Field(default=128, ge=2)
+    projection: int = Field(default=128, ge=2, le=2**16)
     layers: Depth = "last"
     recipe: Recipe = Recipe(epochs=1000, batch_size=512, learning_rate=0.4)
 

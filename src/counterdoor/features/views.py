@@ -64,12 +64,12 @@ class Views(Config):
 
     @model_validator(mode="after")
     def _ranges(self) -> "Views":
-        for name, most in (("crop_scale", 1.0), ("crop_ratio", math.inf), ("blur", math.inf)):
+        for name, most in (("crop_scale", 1.0), ("crop_ratio", 100.0), ("blur", 100.0)):
             low, high = getattr(self, name)
             if not 0.0 < low <= high <= most:
                 raise ValueError(
                     f"{name} is {low:g} to {high:g}, but must be a smaller and a larger number "
-                    f"above 0{' and at most 1' if most == 1.0 else ''}"
+                    f"above 0 and at most {most:g}"
                 )
         return self
 

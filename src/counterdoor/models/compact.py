@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from counterdoor.component import Component
+from counterdoor.component import Channels, Component
 
 KERNEL = 2
 """Side of the whitening patches."""
@@ -31,9 +31,9 @@ class Compact(Component):
     """
 
     name: Literal["compact"] = "compact"
-    widths: tuple[int, int, int] = (64, 128, 256)
+    widths: tuple[Channels, Channels, Channels] = (64, 128, 256)
     batch_norm_momentum: float = Field(default=0.4, gt=0, le=1)
-    scale: float = Field(default=1 / 9, gt=0)
+    scale: float = Field(default=1 / 9, gt=0, le=1000)
     identity_start: bool = True
     whiten: bool = True
 

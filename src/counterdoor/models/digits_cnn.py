@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from counterdoor.component import Component
+from counterdoor.component import Channels, Component
 
 GRID = 7
 """Cells a side of the last feature map; a 28x28 image has just as many."""
@@ -24,8 +24,8 @@ class DigitsCNN(Component):
     """
 
     name: Literal["digits_cnn"] = "digits_cnn"
-    width: int = Field(default=16, ge=1)
-    hidden: int = Field(default=128, ge=1)
+    width: Channels = 16
+    hidden: int = Field(default=128, ge=1, le=2**16)
 
     def __call__(self, channels: int, num_classes: int) -> nn.Module:
         """An untrained net from (N, channels, H, W) to logits (N, num_classes); H, W >= 12."""

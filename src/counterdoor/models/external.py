@@ -33,7 +33,7 @@ class External(Component):
     """
 
     name: Literal["external"] = "external"
-    target: str = Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)+$")
+    target: str = Field(pattern=r"^[^\W\d]\w*(\.[^\W\d]\w*)+$", description="package.module.Name")
     arguments: dict[str, JsonValue] = Field(default={})
     channels_argument: str | None = None
     classes_argument: str | None = "num_classes"

@@ -9,14 +9,11 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from counterdoor.component import Component
+from counterdoor.component import SIDE, Component
 from counterdoor.names import plain, shown
 from counterdoor.sources.decoding import Decoded, Form, Rejected, read_images
 
-MAX_SIDE = 4096
-"""Pixels; larger images take gigabytes in even a small net."""
-
-Pixels = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+Pixels = Annotated[int, Field(ge=1, le=SIDE)]
 Level = Annotated[int, Field(ge=0, le=255)]
 OnCorrupt = Literal["skip", "fail"]
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from counterdoor.component import Place
 from counterdoor.sources.base import ImageSet, SourceBase
 from counterdoor.sources.decoding import conform
 
@@ -21,7 +22,7 @@ class TorchvisionSource(SourceBase):
     unpacked: ClassVar[str]
     """What has to lie in ``path`` where nothing can be downloaded."""
 
-    path: str = "data/00_external"
+    path: Place = "data/00_external"
     download: bool = True
 
     @abstractmethod
@@ -48,7 +49,7 @@ class TorchvisionArrays(TorchvisionSource):
         limit: keep only the first so many training images, 0 = all.
     """
 
-    limit: int = Field(default=0, ge=0)
+    limit: int = Field(default=0, ge=0, le=10**9)
 
     @abstractmethod
     def _arrays(self, dataset: Any) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

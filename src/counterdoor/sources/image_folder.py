@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from counterdoor.component import Place
 from counterdoor.names import class_name, plain, shown
 from counterdoor.sources.base import FileSource, ImageSet, OnCorrupt, image_set
 from counterdoor.sources.decoding import Content, Decoded, UnreadableError, read_images
@@ -43,7 +44,7 @@ class ImageFolder(FileSource):
     """
 
     name: Literal["image_folder"] = "image_folder"
-    path: str
+    path: Place
     on_corrupt: OnCorrupt = "skip"
     follow_links: bool = False
 

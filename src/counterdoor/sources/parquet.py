@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from counterdoor.component import Place
 from counterdoor.names import class_name, plain, shown
 from counterdoor.sources.base import FileSource, ImageSet, image_set
 from counterdoor.sources.cells import contents, is_image, value_of
@@ -58,10 +59,10 @@ class Parquet(FileSource):
     """
 
     name: Literal["parquet"] = "parquet"
-    path: str
+    path: Place
     image_column: str = "img"
     label_column: str = "label"
-    limit: int = Field(default=0, ge=0)
+    limit: int = Field(default=0, ge=0, le=10**9)
 
     def __call__(self) -> ImageSet:
         """Read and decode the training files, and the test files where there are any.

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from counterdoor.component import Place
 from counterdoor.sources.base import FileSource, ImageSet, image_set, read_files
 
 
@@ -19,7 +20,7 @@ class TinyImagenet(FileSource):
     """
 
     name: Literal["tiny_imagenet"] = "tiny_imagenet"
-    path: str = "data/00_external/tiny-imagenet-200"
+    path: Place = "data/00_external/tiny-imagenet-200"
 
     def __call__(self) -> ImageSet:
         """Read and decode both parts.

@@ -12,7 +12,7 @@ from counterdoor.names import plain, shown
 from counterdoor.params import IngestParams
 from counterdoor.seeding import numpy_generator
 from counterdoor.sources import ImageSet
-from counterdoor.sources.base import MAX_SIDE
+from counterdoor.component import SIDE
 
 logger = logging.getLogger(__name__)
 
@@ -160,10 +160,10 @@ def _check(data: ImageSet) -> None:
         raise ValueError(
             f"the source's classes are named {list(data.class_names)}; each needs a name of its own"
         )
-    if max(data.images_nchw.shape[2:]) > MAX_SIDE:
+    if max(data.images_nchw.shape[2:]) > SIDE:
         raise ValueError(
             f"the images have shape {data.images_nchw.shape[1:]} (channels, height, width), more "
-            f"than {MAX_SIDE} pixels a side; set ingest.source.image_size"
+            f"than {SIDE} pixels a side; set ingest.source.image_size"
         )
     for labels in (data.labels, data.test_labels):
         if labels is not None and (labels.min() < 0 or labels.max() >= classes):
