@@ -108,9 +108,11 @@ def test_other_paths_and_nodes_are_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     hooks = PathHooks()
     hooks.after_context_created(SimpleNamespace(project_path=tmp_path))
-    for path, full in (("/data/x", "/data/x"), ("~/x", "/home/somebody/x")):
-        given = ingest_params(name="parquet", path=path)
-        assert hooks.before_node_run({"params:ingest": given})["params:ingest"].source.path == full
+    home = ingest_params(name="parquet", path="~/x")
+    told = hooks.before_node_run({"params:ingest": home})["params:ingest"]
+    assert told.source.path == "/home/somebody/x"
+    absolute = ingest_params(name="parquet", path="/data/x")
+    assert hooks.before_node_run({"params:ingest": absolute}) is None
     assert hooks.before_node_run({"params:ingest": ingest_params(name="digits")}) is None
     assert hooks.before_node_run({"images": None}) is None
 

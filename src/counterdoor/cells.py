@@ -25,6 +25,7 @@ import yaml
 
 from counterdoor.comparison import Cell
 from counterdoor.config import ConfigError
+from counterdoor.defending import spelt_out
 from counterdoor.hooks import SHARED_RESULTS
 from counterdoor.results import Results
 from counterdoor.tracking import variant_of
@@ -114,7 +115,7 @@ def jobs_of(
             try:
                 resolved = _resolved(project_path, cell)
                 variants[pair] = variant_of(resolved), variant_of(resolved, places=False)
-            except ConfigError as error:
+            except ValueError as error:
                 raise ConfigError(f"{cell}: {error}") from error
         variant, portable = variants[pair]
         job = Job(cell, variant, project_path, environment or {}, portable)
@@ -129,16 +130,18 @@ def jobs_of(
 def _resolved(project_path: Path, cell: Cell) -> Mapping[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
+    from counterdoor.params import check
     from counterdoor.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
 
     loader = CONFIG_LOADER_CLASS(
         str(project_path / "conf"),
         env=cell.env,
-        runtime_params=dict(cell.parameters),
+        runtime_params=spelt_out(cell.parameters, []),
         **CONFIG_LOADER_ARGS,
     )
     try:
         parameters: Mapping[str, Any] = loader["parameters"]
+        check(parameters)
     except OmegaConfBaseException as error:
         told = str(error).partition("\n")[0]
         raise ConfigError(told.removeprefix(RESOLVING)) from error

@@ -12,10 +12,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 from kedro.framework.cli.project import run as kedro_run
-from kedro.framework.cli.utils import KedroCliError, _split_params
+from kedro.framework.cli.utils import KedroCliError
+from pydantic import ValidationError
 
 from counterdoor import names
 from counterdoor.defending import OPTIONS, answering, project_path
+from counterdoor.given import run_parameters
+from counterdoor.refusal import one_line, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,11 +59,15 @@ def readable(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def message(error: Exception) -> str:
-    """An error's text without the configuration library's trailer and the validator's links."""
+    """An error's text without the configuration library's trailer, the validator's on one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{error.title}: {place} is {shown(first['input'])}; {first['msg']}"
     lines = [
         line
         for line in str(error).splitlines()
-        if not line.lstrip().startswith(("full_key:", "object_type=", "For further information"))
+        if not line.lstrip().startswith(("full_key:", "object_type="))
     ]
     return "\n".join(lines).removeprefix("ConfigError raised while resolving interpolation: ")
 
@@ -70,9 +77,22 @@ def cli() -> None:
     """Commands of counterdoor."""
 
 
+def _typed_params(_: click.Context, __: click.Parameter, value: Any) -> dict[str, Any]:
+    """Of an option ``--params``; a configuration file gives a mapping."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    try:
+        return run_parameters(value)
+    except ValueError as error:
+        raise ReadableError(str(error)) from error
+
+
 run = kedro_run
 assert run.callback is not None
 run.callback = readable(answering(run.callback))
+for option in run.params:
+    if option.name == "params":
+        option.callback = _typed_params
 run.params += OPTIONS
 cli.add_command(run)
 
@@ -273,7 +293,7 @@ def attacks_page(where: str, records: tuple[Path, ...], out: Path, limit: int) -
 @click.option(
     "--params",
     default="",
-    callback=_split_params,
+    callback=_typed_params,
     help="Run parameters of every cell, as kedro run takes them.",
 )
 @click.option(
@@ -391,11 +411,17 @@ def _some_images(where: str, limit: int) -> tuple["np.ndarray", "np.ndarray", tu
     import numpy as np
     from pydantic import TypeAdapter
 
+    from counterdoor.component import in_full
     from counterdoor.sources import Source
+    from counterdoor.sources.base import SourceBase
 
-    settings = {"name": "parquet", "path": where, "limit": limit}
+    settings = {"name": "parquet", "path": str(Path(where).absolute()), "limit": limit}
     chosen = settings if Path(where).is_dir() else {"name": where}
-    data = TypeAdapter(Source).validate_python(chosen)()
+    try:
+        source: SourceBase = TypeAdapter(Source).validate_python(chosen)
+    except ValidationError as error:
+        raise ValueError(f"--images: {one_line(error, Source, chosen)}, or a folder") from error
+    data = in_full(source, project_path())()
     rows = np.linspace(0, len(data.labels) - 1, min(limit, len(data.labels))).astype(np.int64)
     return data.images_nchw[rows], data.labels[rows], data.class_names
 

@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from counterdoor.component import Config
+from counterdoor.refusal import one_line
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1)]
@@ -186,11 +187,15 @@ def read_grid(path: Path, common: Mapping[str, Any] | None = None) -> Grid:
         ValueError: naming the file and what is wrong in it.
     """
     try:
-        grid = Grid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        grid = Grid.model_validate(given)
         parameters = grid.parameters | by_path(common or {})
-        return Grid.model_validate(grid.model_dump() | {"parameters": parameters})
-    except (ValidationError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is no grid: {error}") from error
+        given = grid.model_dump() | {"parameters": parameters}
+        return Grid.model_validate(given)
+    except ValidationError as error:
+        raise ValueError(f"{path} is no grid: {one_line(error, Grid, given)}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is no grid: {' '.join(str(error).split())}") from error
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -242,6 +247,16 @@ CLOSE = 0.1
 """How far, relatively, a share of poisoned images may be from a published one."""
 
 
+NUMBERS = ("poison_ratio", "ca", "asr")
+
+
+def _number(text: Any) -> Any:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return text
+
+
 def read_published(path: Path) -> tuple[Published, ...]:
     """Read published figures from CSV.
 
@@ -252,10 +267,12 @@ def read_published(path: Path) -> tuple[Published, ...]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
         for row in rows:
+            given = row | {name: _number(row[name]) for name in NUMBERS if name in row}
             try:
-                figures.append(Published.model_validate(row))
+                figures.append(Published.model_validate(given))
             except ValidationError as error:
-                raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+                told = one_line(error, Published, given)
+                raise ValueError(f"{path}, line {rows.line_num}: {told}") from error
     return tuple(figures)
 
 

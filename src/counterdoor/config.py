@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any
 
 from kedro.config import OmegaConfigLoader
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, ValidationError
+
+from counterdoor.component import Config
+from counterdoor.refusal import one_line, shown, unknown
 
 # What each stage adds to the path of its artifacts, and the parameters it reads;
 # a stage's path holds those of all stages before it as well. The features, made in warmup,
@@ -38,6 +42,42 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "labeler_name": ("relabel", "labeler", "name"),
     "defence_name": ("defence", "name"),
 }
+
+
+PLACES = ("path", "trusted_path", "pattern", "patch_image")
+"""The last name of every parameter that is a path."""
+
+
+Choice = Annotated[str, Field(min_length=0)]
+"""A name; those that there are not are refused with those that there are."""
+
+
+class Named(Config):
+    """The parameters that are one value each: the seed, and what is chosen by name.
+
+    Attributes:
+        source_name: where the images come from.
+        attack_name: the adversary.
+        poison_ratio: share of the images that is poisoned, in [0, 1).
+        label_mapping: what poisoned images are to be taken for.
+        model_name: the net.
+        detector_name: who is suspected.
+        features_name: how features are had without labels.
+        labeler_name: what becomes of the suspects.
+        defence_name: how the net that is deployed is made.
+        seed: of everything that is drawn at random.
+    """
+
+    source_name: Choice
+    attack_name: Choice
+    poison_ratio: float = Field(ge=0, lt=1)
+    label_mapping: Choice
+    model_name: Choice
+    detector_name: Choice
+    features_name: Choice
+    labeler_name: Choice
+    defence_name: Choice
+    seed: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 
 
 class ConfigError(ValueError):
@@ -87,15 +127,20 @@ class VariantConfigLoader(OmegaConfigLoader):
         super().__init__(*args, **kwargs)
         # What lies in a component is merged into the one that its name has chosen by then.
         given = (self.runtime_params or {}).items()
-        self.runtime_params = dict(sorted(given, key=lambda each: isinstance(each[1], Mapping)))
+        self.runtime_params = _literal(
+            dict(sorted(given, key=lambda each: isinstance(each[1], Mapping)))
+        )
 
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Configuration by type; parameters are checked for names that nothing reads.
 
         Raises:
-            ConfigError: if a run parameter has a name that no parameters file has,
-                or the seed is not a whole number.
+            ConfigError: if a run parameter has a name that no parameters file has, is a
+                value where a mapping is needed or the other way round, or the seed or a
+                chosen name is none.
         """
+        if key == "parameters" and self.runtime_params:
+            self._check_given(self.runtime_params)
         if key == "catalog":
             parameters = self["parameters"]
             # Anew each time: another loader of this process may have registered its own.
@@ -103,24 +148,26 @@ class VariantConfigLoader(OmegaConfigLoader):
             _register("model", lambda: parameters["model"])
         loaded: dict[str, Any] = super().__getitem__(key)
         if key == "parameters":
-            self._check(loaded)
+            _check_named(loaded)
             self._agree(loaded)
         return loaded
 
-    def _check(self, parameters: Mapping[str, Any]) -> None:
-        given = self.runtime_params or {}
-        if given:
-            runtime, self.runtime_params = self.runtime_params, {}
-            try:
-                valid = super().__getitem__("parameters")
-            finally:
-                self.runtime_params = runtime
-            for name in given:
-                if name not in _public(valid):
-                    raise ConfigError(_unknown("parameter", name, _public(valid)))
-        seed = parameters.get("seed")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0")
+    def _check_given(self, given: dict[str, Any]) -> None:
+        """Before they are merged, so that a wrong shape is told as one, not as a failed merge."""
+        self.runtime_params = {}
+        try:
+            valid = super().__getitem__("parameters")
+        finally:
+            self.runtime_params = given
+        for name, value in given.items():
+            if name not in _public(valid):
+                raise ConfigError(unknown("parameter", name, name, _public(valid)))
+            if isinstance(valid[name], Mapping) and not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{name} is {shown(value)}; it must be a mapping of parameters, such as "
+                    f"{name}.{next(iter(valid[name]))}"
+                )
+        _check_named(valid | given)
 
     def _agree(self, parameters: dict[str, Any]) -> None:
         """Let each name say what was chosen, also where that was set in its own place."""
@@ -151,15 +198,25 @@ def known(what: str, name: str, options: DictConfig) -> str:
         ConfigError: listing the valid names.
     """
     if name not in options:
-        raise ConfigError(_unknown(what, name, [str(option) for option in options]))
+        raise ConfigError(unknown(what, name, name, [str(option) for option in options]))
     return name
 
 
-def _unknown(what: str, name: str, valid: Iterable[str]) -> str:
-    names = sorted(valid)
-    close = get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"unknown {what} {name!r}{hint} Valid names: {', '.join(names)}"
+def _check_named(parameters: Mapping[str, Any]) -> None:
+    given = {name: parameters[name] for name in Named.model_fields if name in parameters}
+    try:
+        Named.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(one_line(error, Named, given)) from None
+
+
+def _literal(given: Any, key: str = "") -> Any:
+    """Paths of run parameters as they are: in them ``${`` begins no interpolation."""
+    if isinstance(given, Mapping):
+        return {name: _literal(value, name) for name, value in given.items()}
+    if isinstance(given, str) and key in PLACES:
+        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", given)
+    return given
 
 
 def _public(names: Iterable[str]) -> list[str]:

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from kedro.framework.hooks import hook_impl
 
+from counterdoor.component import LARGEST
+from counterdoor.refusal import shown
+
 if TYPE_CHECKING:
     from counterdoor.forecast import Forecast
 
@@ -71,20 +74,24 @@ def spelt_out(params: Mapping[str, Any], pipelines: Iterable[str]) -> dict[str, 
     learnt without labels tell which part of a class is honest, and the labeler is ``ud``, or
     ``nc`` with another detector, which may leave more of the poison unsuspected; more agreed
     samples are stamped, in place of trusted ones. What is given stays.
+
+    Raises:
+        ValueError: if a value stands where a mapping is needed, or a path is none.
     """
     given = {
         key: dict(value) if isinstance(value, Mapping) else value for key, value in params.items()
     }
-    ingest = dict(given.get("ingest", {}))
+    ingest = _mapping(given, "ingest")
     if "source_path" in given:
-        ingest["source"] = {**ingest.get("source", {}), "path": str(given.pop("source_path"))}
+        path = _place(given, "source_path")
+        ingest["source"] = {**_mapping(ingest, "source", "ingest."), "path": path}
     if "trusted_path" in given:
-        ingest["trusted_path"] = str(given.pop("trusted_path"))
+        ingest["trusted_path"] = _place(given, "trusted_path")
     if {"defend", "selftest"} & set(pipelines):
         given.setdefault("attack_name", "none")
-        named = given.get("detect", {}).get("detector", {}).get("name")
+        named = _mapping(_mapping(given, "detect"), "detector", "detect.").get("name")
         own = (named or given.setdefault("detector_name", "ac")) == "ac"
-        detect = {"suspect_ratio": "apart" if own else "adaptive", **given.get("detect", {})}
+        detect = {"suspect_ratio": "apart" if own else "adaptive", **_mapping(given, "detect")}
         given["detect"] = detect
         if ingest.get("trusted_path") is None:
             if own:
@@ -92,8 +99,22 @@ def spelt_out(params: Mapping[str, Any], pipelines: Iterable[str]) -> dict[str, 
             ingest.setdefault("trusted_share", 0)
             given.setdefault("labeler_name", "ud" if own else "nc")
             stamps = {"trusted_stamps": 0, "agreed_stamps": 0.2}
-            given["relabel"] = {**stamps, **given.get("relabel", {})}
+            given["relabel"] = {**stamps, **_mapping(given, "relabel")}
     return given | ({"ingest": ingest} if ingest else {})
+
+
+def _mapping(given: Mapping[str, Any], name: str, place: str = "") -> dict[str, Any]:
+    value = given.get(name, {})
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{place}{name} is {shown(value)}; it must be a mapping of parameters")
+    return dict(value)
+
+
+def _place(given: dict[str, Any], name: str) -> str:
+    value = given.pop(name)
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError(f"{name} is {shown(value)}; it must be the path of a folder or file")
+    return str(value)
 
 
 def answering(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,8 +186,11 @@ def answering(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _positive(minutes: Any) -> float:
-    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
-        raise ValueError(f"max_minutes is {minutes!r}; it must be a number above 0")
+    number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
+    if not number or not 0 < minutes <= LARGEST:
+        raise ValueError(
+            f"max_minutes is {shown(minutes)}; it must be a number above 0 and at most {LARGEST}"
+        )
     return float(minutes)
 
 
@@ -232,8 +256,9 @@ def look_ahead(
     """
     from kedro.framework.project import pipelines, settings
 
+    from counterdoor.component import in_full
     from counterdoor.forecast import forecast
-    from counterdoor.hooks import PreflightHooks, in_full
+    from counterdoor.hooks import PreflightHooks
     from counterdoor.params import FeaturesParams, IngestParams
     from counterdoor.pipelines.export.nodes import check_export
     from counterdoor.pipelines.ingest.nodes import ingest

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from counterdoor.component import Config
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+CLUSTER = ("MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Environment variables by which the processes of several machines find each other."""
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -100,6 +104,33 @@ class Engine(Config):
             return self.data == "resident"
         free = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else float("inf")
         return nbytes <= min(self.resident_mb * 1e6, free / 2)
+
+    def check_here(self) -> None:
+        """Raise ``ValueError`` unless this machine has what is asked for; starts no process."""
+        there = {
+            "cpu": os.cpu_count() or 1,
+            "cuda": torch.cuda.device_count(),
+            "mps": int(torch.backends.mps.is_available()),
+        }
+        kind = self.device.type
+        if not there[kind]:
+            found = ", ".join(name for name, count in there.items() if count)
+            raise ValueError(
+                f"engine.accelerator is {self.accelerator!r}, but this machine has only {found}; "
+                "choose that, or auto"
+            )
+        if self.devices > there[kind]:
+            raise ValueError(
+                f"engine.devices is {self.devices}, but this machine has {there[kind]} "
+                f"{'cores' if kind == 'cpu' else 'GPUs'}; it must be at most that"
+            )
+        if self.num_nodes > 1 and not any(name in os.environ for name in CLUSTER):
+            raise ValueError(
+                f"engine.num_nodes is {self.num_nodes}, but nothing says where the other machines "
+                f"are; it must be 1, or start the run on each with one of {', '.join(CLUSTER)} set"
+            )
+        if self.strategy != "auto" or self.precision != "auto":
+            self.fabric()
 
     def fabric(self) -> "Fabric":
         """Lightning Fabric for these settings.

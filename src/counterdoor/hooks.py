@@ -15,9 +15,12 @@ from kedro.io import AbstractVersionedDataset, DataCatalog, DatasetError
 from kedro.io.core import VersionNotFoundError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
+from pydantic import BaseModel
 
 from counterdoor.checkpoint import checkpoints_in, results_shared_in
+from counterdoor.component import in_full
 from counterdoor.config import variant_path
+from counterdoor.engine import Engine
 from counterdoor.params import (
     DefenceParams,
     DetectParams,
@@ -25,6 +28,7 @@ from counterdoor.params import (
     IngestParams,
     RelabelParams,
     WarmupParams,
+    check,
 )
 
 LIBRARY_LOGGER = "counterdoor.training"
@@ -40,6 +44,15 @@ FEATURES_LOGGER = "counterdoor.features.patches"
 class PreflightHooks:
     """Refuse a run before its first node, if it could not end well."""
 
+    @hook_impl(tryfirst=True)
+    def after_context_created(self, context: KedroContext) -> None:
+        """Check the parameters of all stages, whichever of them are run.
+
+        Raises:
+            ValueError: naming the first that is wrong, and what is valid.
+        """
+        check(context.config_loader["parameters"])
+
     @hook_impl(tryfirst=True)  # so that a refused run leaves no trace in tracking
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
@@ -50,9 +63,11 @@ class PreflightHooks:
             DatasetError: naming a missing or damaged artifact, or a folder that
                 cannot be written to, and what to do.
             ValueError: if a component looks at the truth, and the pipeline withholds it,
-                parameters know what nobody can know of data of unknown origin, or what is
-                chosen does not go together.
+                parameters know what nobody can know of data of unknown origin, what is
+                chosen does not go together, or this machine lacks the engine's devices.
         """
+        if "params:engine" in catalog:
+            Engine.model_validate(catalog.load("params:engine")).check_here()
         ensure_truth_is_given(pipeline, catalog)
         ensure_nothing_is_known(pipeline, catalog)
         ensure_choices_agree(pipeline, catalog)
@@ -229,7 +244,7 @@ class _BarHandler(logging.Handler):
 
 
 class PathHooks:
-    """A relative path of a source is one within the project, wherever Kedro was started."""
+    """A relative path in a parameter is one within the project, wherever Kedro was started."""
 
     def __init__(self) -> None:
         self._project = Path()
@@ -241,28 +256,17 @@ class PathHooks:
 
     @hook_impl
     def before_node_run(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
-        """Give the node that reads a source the path in full.
+        """Give nodes that read files the paths in full.
 
         The parameters keep the relative one, so the place of the project is no part of
         the variant.
         """
-        params = inputs.get("params:ingest")
-        if params is None or not hasattr(params.source, "path"):
-            return None
-        return {"params:ingest": in_full(params, self._project)}
-
-
-def in_full(params: IngestParams, project: Path) -> IngestParams:
-    """The parameters with paths that do not depend on the working directory."""
-    source: Any = params.source
-    if not hasattr(source, "path"):
-        return params
-    full = {
-        "source": source.model_copy(update={"path": str(project / Path(source.path).expanduser())})
-    }
-    if params.trusted_path is not None:
-        full["trusted_path"] = str(project / Path(params.trusted_path).expanduser())
-    return params.model_copy(update=full)
+        full = {
+            name: in_full(params, self._project)
+            for name, params in inputs.items()
+            if name.startswith("params:") and isinstance(params, BaseModel)
+        }
+        return {name: each for name, each in full.items() if each != inputs[name]} or None
 
 
 SHARED_RESULTS = "COUNTERDOOR_SHARED_RESULTS"

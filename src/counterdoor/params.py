@@ -1,18 +1,23 @@
 """The typed parameters of each stage, one model a parameters file."""
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
-from pydantic import ConfigDict, Field, RootModel, model_validator
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError, model_validator
 
 from counterdoor.attacks import Attack
 from counterdoor.component import Config, Copies, Place
 from counterdoor.defences import NAB, Defence
 from counterdoor.detectors import Detector, SuspectRatio
+from counterdoor.engine import Engine
 from counterdoor.features import Features, SimCLR
 from counterdoor.labelers import Labeler
 from counterdoor.models import Model
 from counterdoor.recipe import Recipe
+from counterdoor.refusal import one_line
 from counterdoor.sources import Source
+from counterdoor.stamp import Stamp
+from counterdoor.verdict import Judge
 
 
 class IngestParams(Config):
@@ -159,3 +164,43 @@ class ExportParams(Config):
     """
 
     reject: bool = False
+
+
+STAGES: Mapping[str, type[BaseModel]] = {
+    "ingest": IngestParams,
+    "attack": AttackParams,
+    "model": ModelParams,
+    "features": FeaturesParams,
+    "warmup": WarmupParams,
+    "defence": DefenceParams,
+    "detect": DetectParams,
+    "relabel": RelabelParams,
+    "stamp": Stamp,
+    "train": TrainParams,
+    "engine": Engine,
+    "export": ExportParams,
+    "verdict": Judge,
+    "canary": AttackParams,
+}
+"""The model of every group of parameters, by its name in the configuration."""
+
+ALSO = {
+    "ingest.source.path": "source_path",
+    "ingest.trusted_path": "trusted_path",
+    "attack.poison_ratio": "poison_ratio",
+}
+"""Short names of some parameters."""
+
+
+def check(parameters: Mapping[str, Any]) -> None:
+    """Raise ``ValueError``, in one line, unless the parameters of every stage are valid.
+
+    Whatever stages are run: what is wrong in the others was meant for a run, too.
+    """
+    for name, model in STAGES.items():
+        if name in parameters:
+            try:
+                model.model_validate(parameters[name])
+            except ValidationError as error:
+                told = one_line(error, model, parameters[name], name, ALSO)
+                raise ValueError(told) from None

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -14,7 +15,13 @@ LONGEST = 80
 Path = tuple[str | int, ...]
 
 
-def one_line(error: ValidationError, model: Any, given: Any, place: str = "") -> str:
+def one_line(
+    error: ValidationError,
+    model: Any,
+    given: Any,
+    place: str = "",
+    short: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """The first of a validation's errors, in words, at the path that leads there in the input.
 
     Pydantic's own path also names the members of unions that it has tried.
@@ -24,6 +31,7 @@ def one_line(error: ValidationError, model: Any, given: Any, place: str = "") ->
         model: what it was validated as: a model, or a union of them.
         given: the values.
         place: where these stand, in front of every path.
+        short: other names of some paths.
     """
     found = [(_typed(each, given), each) for each in error.errors(include_url=False)]
     # A name that there is not explains why another one is missing.
@@ -35,6 +43,7 @@ def one_line(error: ValidationError, model: Any, given: Any, place: str = "") ->
     own, name, kinds = _field_at(model, told[0]["loc"], path)
     items = tuple(takewhile(lambda key: isinstance(key, int), reversed(path)))[::-1]
     where = ".".join(map(str, (*filter(None, [place]), *path)))
+    where = f"{short[where]} ({where})" if where in short else where
     kind, value = told[0]["type"], shown(told[0]["input"])
     if kind == "extra_forbidden":
         names = sorted({name for each in own for name in each.model_fields})
@@ -57,13 +66,13 @@ def one_line(error: ValidationError, model: Any, given: Any, place: str = "") ->
     return f"{where} is {value}; it must be {valid}"
 
 
-def unknown(what: str, where: str, name: str, valid: Iterable[str]) -> str:
+def unknown(what: str, where: str, name: object, valid: Iterable[str]) -> str:
     """That there is no such name, the nearest one, and all there are."""
     names = sorted(valid)
     close = get_close_matches(str(name), names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     at = "" if where == name else f" at {where}"
-    return f"unknown {what} {name!r}{at}{hint} Valid names: {', '.join(names)}"
+    return f"unknown {what} {shown(name)}{at}{hint} Valid names: {', '.join(names)}"
 
 
 def shown(value: Any) -> str:

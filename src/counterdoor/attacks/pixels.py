@@ -62,8 +62,7 @@ def read_pattern(
         raise ValueError(f"{parameter} is for images with 1 or 3 channels; these have {channels}")
     if not Path(path).is_file():
         raise ValueError(
-            f"{parameter} is {path!r}, but there is no such file in {Path.cwd()}; give the path "
-            "of an image"
+            f"{parameter} is {path!r}, but there is no such file; give the path of an image"
         )
     try:
         with Image.open(path) as image:

@@ -2,11 +2,12 @@
 
 import importlib
 import inspect
+import json
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -41,6 +42,15 @@ class External(Component):
     def __hash__(self) -> int:
         """Of its JSON: a dict of arguments has none of its own."""
         return hash(self.model_dump_json())
+
+    @field_validator("arguments")
+    @classmethod
+    def _finite(cls, arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        try:
+            json.dumps(arguments, allow_nan=False)
+        except ValueError as error:
+            raise ValueError("NaN and infinity are no arguments; take them out") from error
+        return arguments
 
     @model_validator(mode="after")
     def _each_argument_once(self) -> "External":
