@@ -64,6 +64,20 @@ def test_a_parameter_that_there_is_not_names_its_cell():
         jobs_of(ROOT, [cell(attack_name="nonesuch")])
 
 
+def test_a_value_that_cannot_be_names_its_cell():
+    told = r"badnets, vd, seed 0: train\.recipe\.epochs is True; it must be a whole number from 1"
+    with pytest.raises(ConfigError, match=told):
+        jobs_of(ROOT, [cell(train={"recipe": {"epochs": True}})])
+
+
+def test_a_path_has_its_short_name_here_too():
+    given = {"source_name": "image_folder"}
+    place = {"ingest": {"source": {"path": "pictures"}}}
+    (short,) = jobs_of(ROOT, [cell(**given, source_path="pictures")])
+    (full,) = jobs_of(ROOT, [cell(**given, **place)])
+    assert short.key == full.key
+
+
 def test_two_cells_that_are_one_run_are_refused():
     with pytest.raises(ConfigError, match="'badnets, other, seed 0' and 'badnets, vd, seed 0'"):
         jobs_of(ROOT, [cell(), cell(defence="other", attack_name="badnets")])

@@ -1,13 +1,16 @@
 """What every component of every family promises; a new one is tested by joining its union."""
 
-from typing import Literal
+import json
+import math
+from typing import Annotated, Literal, get_args
 
+import numpy as np
 import pytest
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from counterdoor.attacks import AllToAll, AllToOne, Attack, BadNets, Blend, LabelMapping
-from counterdoor.component import Component, Config, members
+from counterdoor.component import LARGEST, Component, Config, members
 from counterdoor.detectors import (
     AGPD,
     LGA,
@@ -25,6 +28,7 @@ from counterdoor.detectors import (
 )
 from counterdoor.labelers import VD, Labeler
 from counterdoor.models import DigitsCNN, Model
+from counterdoor.params import STAGES
 from counterdoor.recipe import (
     Cosine,
     Flooding,
@@ -161,6 +165,78 @@ def test_summary_takes_only_the_first_line():
 
     assert Example.summary() == "First line."
     assert Example.component_name() == "example"
+
+
+def configurations(annotation, seen):
+    """Every configuration that values of a type may hold, at any depth."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if annotation in seen:
+            return
+        seen.add(annotation)
+        for field in annotation.model_fields.values():
+            configurations(field.annotation, seen)
+    for part in get_args(annotation):
+        configurations(part, seen)
+
+
+def every_configuration():
+    seen = set()
+    for model in STAGES.values():
+        configurations(model, seen)
+    return sorted((each for each in seen if issubclass(each, Config)), key=lambda it: it.__name__)
+
+
+NO_NUMBERS = (math.nan, math.inf, -math.inf, 10**30, -(10**30), 1e300, True, "3", "nan", "")
+
+
+@pytest.mark.parametrize("kind", every_configuration(), ids=lambda kind: kind.__name__)
+def test_no_field_of_any_part_takes_what_is_no_number_or_no_text(kind):
+    """A new field is among them; bounds of its own can only be tighter."""
+    for name, field in kind.model_fields.items():
+        told = json.dumps(TypeAdapter(field.annotation).json_schema()) + str(field.metadata)
+        wrong = list(NO_NUMBERS)
+        if '"boolean"' in told:
+            wrong = [each for each in wrong if each is not True] + [0, 1, "yes"]
+        if '"string"' in told and '"const"' not in told and '"enum"' not in told:
+            wrong = [each for each in wrong if each not in ("3", "nan")]
+        for value in wrong:
+            with pytest.raises(ValidationError) as raised:
+                kind.model_validate({name: value})
+            assert name in {each["loc"][0] for each in raised.value.errors()}, value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(3, 3.0), (0.5, 0.5), ("1e-3", 0.001), ("2E+1", 20.0), (np.float32(1), 1.0)],
+)
+def test_numbers_as_yaml_and_numpy_have_them(value, expected):
+    """YAML 1.1 takes 1e-3 for a text."""
+
+    class Settings(Config):
+        """Example."""
+
+        share: float
+
+    assert Settings(share=value).share == expected
+
+
+def test_what_has_no_bounds_is_at_most_a_million_and_never_empty():
+    class Settings(Config):
+        """Example."""
+
+        count: int = 0
+        share: float | None = None
+        names: tuple[str, ...] = ()
+        huge: Annotated[int, Field(le=10**9)] = 0
+
+    schema = Settings.model_json_schema()["properties"]
+    assert (schema["count"]["minimum"], schema["count"]["maximum"]) == (-LARGEST, LARGEST)
+    assert schema["share"]["anyOf"][0]["maximum"] == LARGEST
+    assert schema["names"]["items"]["minLength"] == 1
+    assert Settings(count=LARGEST, huge=10**9).huge == 10**9
+    for wrong in ({"count": LARGEST + 1}, {"share": -LARGEST - 1}, {"names": [""]}):
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            Settings(**wrong)
 
 
 def test_config_is_frozen_and_strict_about_keys():

@@ -466,6 +466,31 @@ def test_a_wrong_name_among_right_ones_is_found():
         parameters(seed=3, epochs=4)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"train": 5}, "train is 5; it must be a mapping of parameters, such as train.recipe"),
+        ({"model": None}, "model is None; it must be a mapping of parameters, such as model.name"),
+        ({"poison_ratio": True}, "poison_ratio is True; it must be a number at least 0 and below"),
+        ({"poison_ratio": math.nan}, "poison_ratio is nan; it must be a number at least 0 and bel"),
+        ({"attack_name": ["blend"]}, "attack_name is ['blend']; it must be a text"),
+        ({"model_name": {"name": "compact"}}, "model_name is {'name': 'compact'}; it must be a te"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; it must be a whole number from 0 to 92233"),
+    ],
+    ids=lambda given: "-".join(given) if isinstance(given, dict) else "",
+)
+def test_what_has_the_wrong_shape_is_refused_before_it_is_merged(given, told):
+    with pytest.raises(ConfigError) as caught:
+        parameters(**given)
+    assert str(caught.value).startswith(told)
+
+
+def test_a_path_is_no_interpolation():
+    source = {"path": "a/${seed}\\${b", "image_size": 8}
+    values = parameters(source_name="image_folder", ingest={"source": source})
+    assert values["ingest"]["source"]["path"] == source["path"]
+
+
 def test_checking_leaves_the_run_parameters_in_force():
     loader = load(seed=5, train={"recipe": {"epochs": 3}})
     assert loader["parameters"]["seed"] == 5

@@ -210,7 +210,25 @@ def test_what_is_of_defend_alone_is_refused_elsewhere(given):
         answering(lambda **given: {})(pipelines=[], params=params, **options)
 
 
-@pytest.mark.parametrize("minutes", [0, -1, True, "long", float("nan")])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"source_path": ""}, "source_path is ''; it must be the path of a folder or file"),
+        ({"trusted_path": None}, "trusted_path is None; it must be the path of a folder"),
+        ({"source_path": 5}, "source_path is 5; it must be the path"),
+        ({"ingest": 5}, "ingest is 5; it must be a mapping of parameters"),
+        ({"ingest": {"source": 5}, "source_path": "x"}, r"ingest\.source is 5; it must be a map"),
+        ({"detect": [1]}, r"detect is \[1\]; it must be a mapping"),
+        ({"detect": {"detector": "ac"}}, r"detect\.detector is 'ac'; it must be a mapping"),
+        ({"relabel": "vd"}, "relabel is 'vd'; it must be a mapping"),
+    ],
+)
+def test_what_cannot_be_spelt_out_is_refused(given, told):
+    with pytest.raises(ValueError, match=told):
+        spelt_out(given, ["defend"])
+
+
+@pytest.mark.parametrize("minutes", [0, -1, True, "long", float("nan"), float("inf"), 10**30])
 def test_a_budget_is_a_number_above_0(minutes):
     run = answering(lambda **given: {})
     with pytest.raises(ValueError, match=r"max_minutes is .*; it must be a number above 0"):

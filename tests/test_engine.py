@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from counterdoor import engine as module
-from counterdoor.engine import Engine, freed_memory_kept, multiplies_bf16
+from counterdoor.engine import CLUSTER, Engine, freed_memory_kept, multiplies_bf16
 
 
 def test_auto_is_a_gpu_if_there_is_one():
@@ -78,6 +78,27 @@ def test_fabric_is_as_configured():
 def test_what_is_not_here_is_refused_in_words(settings):
     with pytest.raises(ValueError, match=r"engine\.accelerator"):
         Engine(**settings).fabric()
+
+
+def test_what_this_machine_lacks_is_told_without_a_process(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    for name in CLUSTER:
+        monkeypatch.delenv(name, raising=False)
+    cpu = Engine(accelerator="cpu")
+    cpu.model_copy(update={"devices": 3}).check_here()
+    for settings, told in (
+        ({"accelerator": "mps"}, r"accelerator is 'mps', but this machine has only cpu; choose"),
+        ({"accelerator": "cuda"}, r"accelerator is 'cuda', but this machine has only cpu; choose"),
+        ({"devices": 4}, r"devices is 4, but this machine has 3 cores; it must be at most that"),
+        ({"num_nodes": 2}, r"num_nodes is 2, but nothing says where the other machines are"),
+        ({"strategy": "no_such"}, r"engine\.accelerator 'cpu' with 1 device"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            cpu.model_copy(update=settings).check_here()
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    cpu.model_copy(update={"num_nodes": 2}).check_here()
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,20 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Pipeline
 
 from counterdoor.checkpoint import Checkpoint, SharedResult
 from counterdoor.config import STAGES
 from counterdoor.detectors import LGA, Ensemble, Oracle
+from counterdoor.engine import Engine
 from counterdoor.hooks import (
     LIBRARY_LOGGER,
     READING_LOGGER,
     SHARED_RESULTS,
     CheckpointHooks,
     PathHooks,
+    PreflightHooks,
     ProgressHooks,
     ensure_choices_agree,
     ensure_nothing_is_known,
@@ -22,7 +25,7 @@ from counterdoor.hooks import (
 )
 from counterdoor.labelers import Drop
 from counterdoor.labelers import Oracle as TrueLabels
-from counterdoor.params import IngestParams
+from counterdoor.params import AttackParams, IngestParams
 from counterdoor.pipelines import defend, detect, ingest, relabel, selftest, warmup
 from counterdoor.sources import decoding
 
@@ -102,6 +105,36 @@ def test_a_relative_path_is_one_within_the_project(tmp_path):
     told = hooks.before_node_run({"params:ingest": more})["params:ingest"]
     assert told.trusted_path == str(tmp_path / "data" / "verified")
     assert told.source.path == str(tmp_path / "data" / "images")
+
+
+def test_so_is_that_of_an_attackers_file(tmp_path):
+    hooks = PathHooks()
+    hooks.after_context_created(SimpleNamespace(project_path=tmp_path))
+    given = AttackParams.model_validate({"name": "blend", "pattern": "cat.png"})
+    told = hooks.before_node_run({"params:attack": given, "params:engine": Engine()})
+    assert set(told) == {"params:attack"}
+    assert told["params:attack"].root.pattern == str(tmp_path / "cat.png")
+    assert given.root.pattern == "cat.png"
+
+
+def test_a_folder_may_be_called_like_nobodys_home(tmp_path):
+    hooks = PathHooks()
+    hooks.after_context_created(SimpleNamespace(project_path=tmp_path))
+    given = ingest_params(name="image_folder", path="~nobody at all/x")
+    told = hooks.before_node_run({"params:ingest": given})["params:ingest"]
+    assert told.source.path == str(tmp_path / "~nobody at all" / "x")
+
+
+def test_parameters_of_every_stage_are_checked_whatever_is_run():
+    loaded = {"parameters": {"export": {"reject": 3}}}
+    with pytest.raises(ValueError, match=r"export\.reject is 3; it must be true or false"):
+        PreflightHooks().after_context_created(SimpleNamespace(config_loader=loaded))
+
+
+def test_devices_that_are_not_here_are_refused_before_the_first_node():
+    catalog = DataCatalog({"params:engine": MemoryDataset({"devices": 1024})})
+    with pytest.raises(ValueError, match=r"engine\.devices is 1024, but this machine has"):
+        PreflightHooks().before_pipeline_run({}, Pipeline([]), catalog)
 
 
 def test_other_paths_and_nodes_are_left_alone(tmp_path, monkeypatch):

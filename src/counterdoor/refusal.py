@@ -54,7 +54,8 @@ def one_line(
         return f"{where} is {value}; it must be a mapping of parameters, name among them"
     if kind == "union_tag_invalid":
         tags = re.findall(r"'([^']+)'", told[0]["ctx"]["expected_tags"])
-        return unknown("name", f"{where}.name", told[0]["ctx"]["tag"], tags)
+        at = f"{where}.name" if where else "name"
+        return unknown("name", at, told[0]["ctx"]["tag"], tags)
     if kind in ("value_error", "assertion_error"):
         reason = " ".join(str(told[0]["ctx"]["error"]).split())
         whole = isinstance(told[0]["input"], Mapping | BaseModel) or not where
@@ -71,7 +72,7 @@ def unknown(what: str, where: str, name: object, valid: Iterable[str]) -> str:
     names = sorted(valid)
     close = get_close_matches(str(name), names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
-    at = "" if where == name else f" at {where}"
+    at = "" if where in (name, what) else f" at {where}"
     return f"unknown {what} {shown(name)}{at}{hint} Valid names: {', '.join(names)}"
 
 
