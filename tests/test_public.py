@@ -68,3 +68,36 @@ def test_telemetry_is_off():
     import os
 
     assert os.environ["DO_NOT_TRACK"]
+
+
+@pytest.mark.parametrize("wish", [None, "", "1", "true", "True", "TRUE", "yes", "on", " 1 "])
+def test_every_yes_to_no_tracking_is_one_that_mlflow_understands(wish):
+    assert counterdoor._no_tracking(wish) == "true"
+
+
+@pytest.mark.parametrize("wish", ["0", "false", "No", "off"])
+def test_who_wants_to_be_tracked_is(wish):
+    assert counterdoor._no_tracking(wish) == wish
+
+
+@pytest.mark.slow
+def test_mlflow_and_kedro_telemetry_heed_the_one_that_people_write(tmp_path):
+    import os
+
+    code = (
+        "import counterdoor\n"
+        "from mlflow.telemetry.utils import is_telemetry_disabled\n"
+        "from kedro_telemetry.plugin import _check_for_telemetry_consent\n"
+        "from pathlib import Path\n"
+        "print(is_telemetry_disabled(), _check_for_telemetry_consent(Path.cwd()))\n"
+    )
+    surroundings = ("DO_NOT_TRACK", "CI", "GITHUB_ACTIONS", "PYTEST_CURRENT_TEST")
+    environment = {name: value for name, value in os.environ.items() if name not in surroundings}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment | {"DO_NOT_TRACK": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-1].split() == ["True", "False"], done.stderr

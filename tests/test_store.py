@@ -10,7 +10,6 @@ from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from shutil import copy
-from typing import ClassVar
 
 import pytest
 
@@ -72,14 +71,13 @@ def made(monkeypatch, base):
     seen = []
 
     class Store:
-        _engine_map: ClassVar = {}
-
         def __init__(self, uri, artifacts):
             file = database_file(uri)
             seen.append(sorted(path.name for path in file.parent.iterdir()))
             copy(base, file)
             Path(f"{file}-journal").touch()
             self.engine = self
+            self._engine_map[uri] = self
 
         def create_experiment(self, name, artifact_location):
             pass
@@ -87,6 +85,7 @@ def made(monkeypatch, base):
         def dispose(self):
             pass
 
+    Store._engine_map = {}
     monkeypatch.setattr("mlflow.store.tracking.sqlalchemy_store.SqlAlchemyStore", Store)
     return seen
 

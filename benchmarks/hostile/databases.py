@@ -24,10 +24,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from kills import left_over, states
 from overhead import project_copy
 
 from hostile import main
-from hostile.first_runs import environment, left_over, tracked
+from hostile.first_runs import environment
 
 SOON = 12.0
 """Seconds, besides what the same command takes if all is well."""
@@ -81,8 +82,8 @@ def not_working(folder: Path, **variables: str) -> str | None:
             return f"{command[0]}: exit code {code}, {output.strip().splitlines()[-3:]}"
     if variables:
         return None
-    if tracked(folder)[-1:] != ["FINISHED"]:
-        return f"the database has {tracked(folder)}"
+    if states(folder)[-1:] != ["FINISHED"]:
+        return f"the database has {states(folder)}"
     files = left_over(folder)
     return f"left over: {files}" if files else None
 

@@ -7,15 +7,14 @@ Every fifth attempt starts four at once. The runs are real, of the first stage.
 
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from kills import left_over, states
 from overhead import project_copy
 
 from hostile import main
@@ -25,18 +24,6 @@ def environment() -> dict[str, str]:
     """This one's, without the user's store."""
     kept = {key: value for key, value in os.environ.items() if "MLFLOW" not in key}
     return kept | {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
-
-
-def tracked(folder: Path) -> list[str]:
-    """The states of the runs in a project's database."""
-    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
-        return [state for (state,) in database.execute("SELECT status FROM runs")]
-
-
-def left_over(folder: Path) -> list[str]:
-    """Files of the making and of the runs that should not be there any more."""
-    patterns = ("mlflow.db?*", ".mlflow.db*", ".runs/*.lock")
-    return sorted(file.name for pattern in patterns for file in folder.glob(pattern))
 
 
 def wrong_with(folder: Path, runs: int) -> str | None:
@@ -57,9 +44,9 @@ def wrong_with(folder: Path, runs: int) -> str | None:
     for process, output in zip(started, outputs, strict=True):
         if process.returncode:
             return f"exit code {process.returncode}: {output.strip().splitlines()[-1:]}"
-    states = tracked(folder)
-    if states != ["FINISHED"] * runs:
-        return f"the database has {states} of {runs} runs"
+    found = states(folder)
+    if found != ["FINISHED"] * runs:
+        return f"the database has {found} of {runs} runs"
     if files := left_over(folder):
         return f"left over: {files}"
     return None

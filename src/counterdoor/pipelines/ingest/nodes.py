@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from counterdoor.component import SIDE
 from counterdoor.ledger import new_ledger, stratified_rows
 from counterdoor.names import plain, shown
 from counterdoor.params import IngestParams
 from counterdoor.seeding import numpy_generator
 from counterdoor.sources import ImageSet
-from counterdoor.component import SIDE
 
 logger = logging.getLogger(__name__)
 
