@@ -248,3 +248,60 @@ def test_20_damaged_files_among_5000(tmp_path):
         print(f"  {file}: {reason}")
     assert len(found.labels) == 5000
     assert sorted(file for file, _ in found.rejected) == sorted(damaged)
+
+
+# --- the size that nobody said -------------------------------------------------------
+
+
+def picture(file, width, height, orientation=None):
+    image = Image.new("RGB", (width, height), (9, 8, 7))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    image.save(file, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected", "told"),
+    [
+        ([(28, 28), (28, 28)], (28, 28), None),
+        ([(30, 20), (30, 20)], (20, 30), None),
+        ([(128, 40), (128, 40)], (40, 128), None),
+        ([(129, 40), (129, 40)], (64, 64), "are larger than 128 pixels"),
+        ([(28, 28), (28, 29)], (64, 64), "differ in size"),
+    ],
+)
+def test_pictures_of_one_size_stay_as_they_are(tmp_path, sizes, expected, told):
+    for name, size in zip(("ant", "bee"), sizes, strict=True):
+        picture(tmp_path / name / "0.png", *size)
+        (tmp_path / name / "damaged.png").write_bytes(b"x")
+    found = read(tmp_path, image_size="auto")
+    assert found.images_nchw.shape[2:] == expected
+    notes = [note for note in found.notes if "brought to" in note]
+    assert notes == (
+        []
+        if told is None
+        else [
+            f"the pictures {told}, so all are brought to 64x64 pixels: "
+            "ingest.source.image_size sets another size"
+        ]
+    )
+
+
+def test_a_picture_is_as_large_as_it_is_shown(tmp_path):
+    picture(tmp_path / "ant" / "0.jpg", 20, 30, orientation=6)
+    picture(tmp_path / "bee" / "0.jpg", 30, 20)
+    assert read(tmp_path, image_size="auto").images_nchw.shape[2:] == (20, 30)
+
+
+def test_trusted_pictures_are_brought_to_the_size_of_the_others(tmp_path):
+    for label, name in enumerate(("ant", "bee")):
+        for number in range(4):
+            picture(tmp_path / "all" / name / f"{number}.png", 20 + label, 20 + number)
+        picture(tmp_path / "known" / name / "0.png", 16, 16)
+    source = {"name": "image_folder", "path": str(tmp_path / "all"), "image_size": "auto"}
+    params = IngestParams(
+        source=source, test_share=0.25, trusted_share=0, trusted_path=str(tmp_path / "known")
+    )
+    assert ingest(params, 0)["images"].shape == (8, 3, 64, 64)

@@ -212,6 +212,28 @@ def decode(content: Content, form: Form) -> np.ndarray:
     return _decode(content, form)[0]
 
 
+def common_size(contents: Iterable[Content]) -> tuple[int, int] | None:
+    """Height and width that all images have, as they are shown; ``None`` if they differ.
+
+    Only headers are read. What cannot be read does not count.
+    """
+    found: tuple[int, int] | None = None
+    with _strict_pillow():
+        for content in contents:
+            try:
+                with _open(content) as image:
+                    size = image.size[::-1]
+                    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9):
+                        size = image.size
+            except Exception:  # on damaged files Pillow raises nearly anything
+                logger.debug("no size can be read of %s", content)
+                continue
+            if found not in (None, size):
+                return None
+            found = size
+    return found
+
+
 def _decode(content: Content, form: Form) -> tuple[np.ndarray, str]:
     """As :func:`decode`; also what somebody should know about how it was read, or ``""``."""
     try:

@@ -8,8 +8,15 @@ from typing import Literal
 
 from counterdoor.component import Place
 from counterdoor.names import class_name, plain, shown
-from counterdoor.sources.base import FileSource, ImageSet, OnCorrupt, image_set
-from counterdoor.sources.decoding import Content, Decoded, UnreadableError, read_images
+from counterdoor.sources.base import FileSource, ImageSet, OnCorrupt, Pixels, image_set
+from counterdoor.sources.decoding import (
+    Content,
+    Decoded,
+    Form,
+    UnreadableError,
+    common_size,
+    read_images,
+)
 from counterdoor.sources.parts import TESTED, sorted_out
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -19,6 +26,13 @@ JUNK = {
     *("$recycle.bin", "system volume information", "lost+found", "__macosx", "__pycache__"),
 }
 """Folders that systems and tools leave behind, in lower case: neither classes nor in them."""
+
+LARGEST, USUAL = 128, 64
+"""Pixels a side, if nobody says what size images are to have: up to the first they stay as they
+are, and all others are brought to the second."""
+
+Item = tuple[str, Content, int]
+"""An image's name, content and label."""
 
 OUTSIDE = "it is a link that leads out of the folder"
 
@@ -39,12 +53,15 @@ class ImageFolder(FileSource):
 
     Attributes:
         path: the folder.
+        image_size: as of every source; or ``auto``: pictures of one size stay as they are, up to
+            128 pixels a side, and all others are brought to 64x64, which the notes tell.
         follow_links: whether links are followed that lead out of the folder; those within
             always are.
     """
 
     name: Literal["image_folder"] = "image_folder"
     path: Place
+    image_size: Pixels | tuple[Pixels, Pixels] | Literal["auto"] | None = None  # type: ignore[assignment]
     on_corrupt: OnCorrupt = "skip"
     follow_links: bool = False
 
@@ -105,20 +122,47 @@ class ImageFolder(FileSource):
             for name in found
             if parts and name not in parts.values()
         ]
-        read, told = self._read(train, classes, names)
-        notes += told
+        items, told = self._items(train, classes, names)
+        form, sized = self._form_of(items)
+        notes += [*told, *sized]
+        read = self._decoded(items, form)
         if not tested:
             return replace(image_set(names, read, None), notes=(*notes, *read.notes))
-        checked, told = self._read(test, tested, names)
+        items, told = self._items(test, tested, names)
+        checked = self._decoded(items, form)
         notes = [*notes, *told, *read.notes, *checked.notes]
         return replace(image_set(names, read, checked), notes=tuple(notes))
 
-    def _read(
+    @property
+    def form(self) -> Form:
+        """What every image is brought to; without size as long as that is to be found out."""
+        if self.image_size == "auto":
+            return self.model_copy(update={"image_size": None}).form
+        return super().form
+
+    def _form_of(self, items: Sequence[Item]) -> tuple[Form, list[str]]:
+        """What images are brought to, and what somebody should know of it."""
+        if self.image_size != "auto":
+            return self.form, []
+        size = common_size(content for _, content, _ in items)
+        if size is not None and max(size) <= LARGEST:
+            return replace(self.form, size=size), []
+        reason = "differ in size" if size is None else f"are larger than {LARGEST} pixels"
+        return replace(self.form, size=(USUAL, USUAL)), [
+            f"the pictures {reason}, so all are brought to {USUAL}x{USUAL} pixels: "
+            "ingest.source.image_size sets another size"
+        ]
+
+    def _decoded(self, items: Sequence[Item], form: Form) -> Decoded:
+        return read_images(items, len(items), form, root=self.path, on_corrupt=self.on_corrupt)
+
+    def _items(
         self, folder: Path, classes: Mapping[str, Sequence[str]], names: Sequence[str]
-    ) -> tuple[Decoded, list[str]]:
+    ) -> tuple[list[Item], list[str]]:
         """The images of a part, and what somebody should know of its folders."""
         root = Path(self.path)
-        items, within = [], []
+        items: list[Item] = []
+        within = []
         for label, name in enumerate(names):
             inner: set[str] = set()
             for each in classes.get(name, ()):
@@ -163,8 +207,7 @@ class ImageFolder(FileSource):
                 f"{outside:,} links in {shown(folder)} lead out of {shown(root)} and are not "
                 "followed; ingest.source.follow_links=true follows them"
             )
-        read = read_images(items, len(items), self.form, root=self.path, on_corrupt=self.on_corrupt)
-        return read, notes
+        return items, notes
 
     def _stay_inside(self, folder: Path) -> None:
         """Refuse a class or part that is a link to somewhere else: it would be missing."""

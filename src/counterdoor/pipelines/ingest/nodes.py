@@ -101,7 +101,10 @@ def _read_trusted(params: IngestParams, data: ImageSet) -> ImageSet:
     Their rejected files are named with the path.
     """
     where = plain(str(params.trusted_path))
-    read: ImageSet = params.source.model_copy(update={"path": params.trusted_path})()
+    changed: dict[str, object] = {"path": params.trusted_path}
+    if params.source.image_size == "auto":
+        changed["image_size"] = data.images_nchw.shape[2:]
+    read: ImageSet = params.source.model_copy(update=changed)()
     for note in read.notes:
         logger.warning("trusted images: %s", note)
     if unknown := sorted(set(read.class_names) - set(data.class_names)):
