@@ -13,6 +13,7 @@ from pathlib import Path
 from shutil import copy, copytree
 
 import click
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from omegaconf import OmegaConf
@@ -20,12 +21,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from counterdoor.catalogue import catalogue
-from counterdoor.cli import ReadableError, cli, message, readable
+from counterdoor.cli import ReadableError, _print_table, cli, message, readable
 from counterdoor.config import ConfigError
 from counterdoor.hardened import Hardened
 from counterdoor.io import HardenedDataset
 from counterdoor.models import DigitsCNN, TrainedNet, build_net
-from counterdoor.names import markdown
+from counterdoor.names import markdown, original
 from counterdoor.recipe import Recipe
 from counterdoor.results import RESULTS
 from counterdoor.sources.decoding import Form
@@ -718,3 +719,55 @@ def check_refused_in_a_line(command, told):
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"Error: {told}")
     assert "Take a file as `kedro run" in line
+
+
+ODD = ["[bold]x[/nothing]", ":smile:", "=1+1", r"\x1b[31m", "a|b", "two\nlines", "-1"]
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "markdown", "json"])
+def test_text_in_a_table_is_text(form, capsys):
+    _print_table(pd.DataFrame({"file": ODD, "label": ODD, "n": range(len(ODD))}), form)
+    told = capsys.readouterr().out
+    if form == "json":
+        assert [row["label"] for row in json.loads(told)] == ODD
+    elif form == "csv":
+        rows = list(csv.DictReader(io.StringIO(told, newline="")))
+        assert [os.path.normpath(row["file"]) for row in rows] == ODD
+        assert [row["label"] for row in rows] == [*ODD[:2], "'=1+1", *ODD[3:]]
+    else:
+        assert "\x1b" not in told
+        assert "smile" in told
+        assert "nothing" in told
+        assert len(told.splitlines()) == len(ODD) + (2 if form == "markdown" else 4)
+
+
+def test_predict_takes_any_name_and_one_odd_file_leaves_the_others(digits, tmp_path):
+    model = DigitsCNN(width=2, hidden=4)
+    net = build_net(model, digits.images_nchw, 2, seed=0, stream="x").state_dict()
+    trained = TrainedNet.of(model, digits.images_nchw, 2, net, None)
+    hardened = Hardened(trained, ("=1+1", "[red]"), Form((28, 28), "L"))
+    HardenedDataset(filepath=str(tmp_path / "net.safetensors")).save(hardened)
+    folder, empty = tmp_path / "images", tmp_path / "empty"
+    folder.mkdir()
+    empty.mkdir()
+    names = [b"\xff.png", b"[bold]\n.png", b"=1.png"]
+    for name, image in zip(names, digits.images_nchw, strict=False):
+        Image.fromarray(image[0]).save(folder / os.fsdecode(name))
+    (folder / "broken\x1b.png").write_bytes(b"no image")
+    (folder / "out.png").symlink_to("/etc/hostname")
+    for form in ("json", "csv", "table", "markdown"):
+        given = [str(empty), str(folder), "--model", str(tmp_path / "net.safetensors")]
+        result = CliRunner().invoke(cli, ["predict", *given, "--format", form])
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit)
+        for told in (
+            f"{empty} cannot be read: there is no file in it",
+            r"broken\x1b.png cannot be read: it is no image",
+            "out.png cannot be read: it is a link that leads out of the folder",
+        ):
+            assert told in result.stderr
+        if form in ("json", "csv"):
+            rows = rows_of(result.stdout, form)
+            found = {os.fsencode(Path(original(row["file"])).name) for row in rows}
+            assert found == set(names)
+            assert {row["label"] for row in rows} <= {"=1+1", "'=1+1", "[red]"}

@@ -248,3 +248,17 @@ def test_a_net_of_dark_images_takes_them(digits):
     masks = (digits.images_nchw[:40] > 128).astype(np.uint8)
     with torch.inference_mode():
         assert hardened_of(masks).served()(torch.tensor(masks)).shape == (40, 10)
+
+
+def test_names_are_text_on_the_card_and_notes_are_told(digits):
+    hardened = replace(
+        hardened_of(digits.images_nchw),
+        class_names=("<img src=x>", "a|b", "two\nlines", "`c`", *NAMES[4:]),
+        about={"data": {"notes": ["valid/ is left out", "x|y"], "n_train": 3}},
+    )
+    card = model_card(hardened)
+    told = next(line for line in card.splitlines() if line.startswith("| classes"))
+    assert told.startswith(r"| classes | 10: &lt;img src=x&gt;, a\|b, two\\x0alines, \`c\`, e")
+    assert r"| notes | valid/ is left out; x\|y |" in card
+    nothing = replace(hardened, about={"data": {"notes": []}})
+    assert "notes" not in model_card(nothing)

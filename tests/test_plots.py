@@ -457,3 +457,14 @@ def test_figures_leave_the_global_style_alone() -> None:
         plots.plot_outcome(dict.fromkeys(("undefended_ca", "undefended_asr", "ca", "asr"), 0.5))
     )
     assert dict(mpl.rcParams) == before
+
+
+def test_class_names_are_one_line_that_can_be_drawn() -> None:
+    names = ["two\nlines", "\ud800\x1b"]
+    figure = plots.plot_class_accuracy({"defended": np.ones(2)}, names, None)
+    (axis,) = figure.axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == [
+        r"two\x0alines",
+        r"\ud800\x1b",
+    ]
+    figure.savefig(io.BytesIO())

@@ -124,3 +124,33 @@ def test_large_images_are_shrunk(noise):
     images = noise(20, 3, 200, 100)
     page = render_suspects(images, *case(images, [1, 3, 5, 7]), NAMES)
     assert sheet_of(page).shape[:2] == (128, 64)
+
+
+def test_a_picture_under_two_labels_is_shown_with_its_files(noise):
+    images = noise(20)
+    files = [f"<i>{row}.png" for row in range(20)]
+    told = case(images, [1, 3])
+    page = render_suspects(images, *told, NAMES, files, [(2, 3), (4, 5, 6)])
+    assert page.count('alt="picture under several labels"') == 2
+    for row in (2, 3, 4, 5, 6):
+        assert f"&lt;i&gt;{row}.png" in page
+    assert page.count("(suspect)") == 1
+    assert "several labels" not in render_suspects(images, *told, NAMES, files)
+
+
+def test_only_so_many_pictures_under_two_labels_are_shown(noise, monkeypatch):
+    monkeypatch.setattr(suspects_page, "CONFLICTS", 1)
+    images = noise(20)
+    files = [str(row) for row in range(20)]
+    page = render_suspects(images, *case(images, []), NAMES, files, [(0, 1), (2, 3)])
+    assert page.count('alt="picture under several labels"') == 1
+    assert "the first 1 of 2" in page
+
+
+def test_what_the_page_saves_is_no_formula(noise):
+    images = noise(20)
+    ledger, suspects = case(images, [1, 3], file="=cmd{}.png")
+    page = render_suspects(images, ledger, suspects.assign(label=["@x", "'@x"]), NAMES)
+    data = data_of(page)
+    assert data["file"] == ["./=cmd1.png", "./=cmd3.png"]
+    assert data["label"] == ["'@x", "'@x"]

@@ -5,8 +5,9 @@ import pytest
 from pydantic import ValidationError
 
 from counterdoor.detectors import Adaptive
+from counterdoor.duplicates import Duplicates
 from counterdoor.ledger import new_ledger
-from counterdoor.verdict import WORDS, Judge, Verdict
+from counterdoor.verdict import WORDS, Judge, Verdict, unjudged
 
 NAMES = ["ant", "bee", "cow", "dog"]
 
@@ -151,3 +152,17 @@ def test_limits_are_chances():
         Judge(evidence_below=0)
     with pytest.raises(ValidationError):
         Judge(none_above=1.5)
+
+
+def test_pictures_that_are_there_twice_are_reasons_and_do_not_change_the_answer():
+    plain = unjudged("Nothing was tested.")
+    files = [f"{row}\n.png" for row in range(10)]
+    found = Duplicates(((0, 1), (2, 3, 4), (5, 7), (6, 8)), ((9, 9),))
+    told = plain.with_duplicates(found, files, np.arange(10) % 2, ["ant", "=b"])
+    assert (told.answer, told.conflicts, told.repeats) == (plain.answer, 4, 1)
+    assert told.reasons[0] == plain.reasons[0]
+    assert told.reasons[1].startswith("4 pictures are there under more than one label")
+    assert r"0\x0a.png ('ant') and 1\x0a.png ('=b'); 2" in told.reasons[1]
+    assert "6" not in told.reasons[1]
+    assert told.reasons[2] == "1 picture is there more than once under the same label."
+    assert plain.with_duplicates(Duplicates((), ()), files, [0] * 10, ["ant"]) == plain

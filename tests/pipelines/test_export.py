@@ -1,5 +1,7 @@
 """The stage that writes what is shipped."""
 
+import csv
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from counterdoor.hardened import Hardened, model_card
 from counterdoor.ledger import DROPPED, new_ledger
 from counterdoor.models import DigitsCNN, TrainedNet, build_net
+from counterdoor.names import from_csv
 from counterdoor.params import (
     DefenceParams,
     DetectParams,
@@ -254,3 +257,43 @@ class Branching(torch.nn.Module):
         if images.sum() > 0:
             images = images * 2
         return self.head(images.flatten(1))
+
+
+ODD = ["=1+1", "'=1+1", "-1", r"\xff|<b>"]
+
+
+def test_no_cell_of_the_lists_is_a_formula_and_all_names_can_be_found_again(tmp_path):
+    ledger = new_ledger(np.arange(8) % 4, np.zeros(8, bool)).assign(
+        score=np.arange(8.0), suspect=np.arange(8) < 4, pseudo_label=(np.arange(8) + 1) % 4
+    )
+    names = [f'{ODD[row % 4]}/@{row}, "x"\n.png' for row in range(8)]
+    files = pd.DataFrame({"sample_id": range(8), "file": names})
+    told = list_suspects(
+        np.zeros((8, 1, 5, 5), np.uint8), ledger, files, INFO | {"class_names": ODD}
+    )
+    for name in ("suspects", "cleaned"):
+        told[name].to_csv(tmp_path / name, index=False)
+        with (tmp_path / name).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 4
+        for row in rows:
+            path = os.path.normpath(row["file"])
+            assert path in names
+            assert from_csv(row["label"]) == path.split("/")[0]
+            assert not any(cell.startswith(("=", "@", "+", "-1/")) for cell in row.values())
+    assert told["suspects"]["label"].tolist()[::-1] == ["'=1+1", "''=1+1", "-1", r"\xff|<b>"]
+
+
+def test_equal_pictures_are_told_in_the_verdict_and_on_the_page(asked):
+    given, ledger, _ = asked
+    images = np.array(given)
+    images[7], images[9] = images[0], images[6]
+    told = judge(images, ledger, INFO, PARAMS["detect"], Judge(), FILES)["verdict"]
+    assert (told["conflicts"], told["repeats"]) == (1, 1)
+    assert "0.png ('a') and 7.png ('b')" in told["reasons"][-2]
+    alone = judge(given, ledger, INFO, PARAMS["detect"], Judge(), FILES)["verdict"]
+    assert (alone["conflicts"], alone["repeats"]) == (0, 0)
+    assert alone["answer"] == told["answer"]
+    page = list_suspects(images, ledger.assign(pseudo_label=0), FILES, INFO)["page"]
+    assert "The same picture under several labels" in page
+    assert page.count('alt="picture under several labels"') == 1

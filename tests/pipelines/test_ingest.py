@@ -374,3 +374,22 @@ def test_a_trusted_path_that_is_not_there_is_refused(tmp_path):
 def test_a_source_without_a_path_takes_no_trusted_path():
     with pytest.raises(ValidationError, match="source 'digits' reads no path"):
         IngestParams(source={"name": "digits"}, test_share=0.2, trusted_share=0, trusted_path="x")
+
+
+def test_what_a_source_notes_is_told_and_kept(given, caplog):
+    given(replace(image_set(), notes=("valid/ is left out",)))
+    assert ingest(params(), 0)["info"]["notes"] == ["valid/ is left out"]
+    assert "valid/ is left out" in caplog.text
+
+
+def test_one_class_is_refused_with_what_the_source_notes(given):
+    given(replace(image_set([30], ("all",)), notes=("the folder inside looks like the data",)))
+    with pytest.raises(ValueError, match=r"at least two\. The folder inside looks like"):
+        ingest(params(), 0)
+
+
+def test_a_class_that_the_given_test_part_has_not_is_no_matter_of_a_split(given):
+    given(image_set(test_counts=[3, 3, 3, 0]))
+    with pytest.raises(ValueError, match="'dog' has no test image; add images of it, or") as raised:
+        ingest(params(), 0)
+    assert "split" not in str(raised.value)

@@ -4,12 +4,13 @@ import io
 import logging
 import os
 import struct
+import time
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, JpegImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin
 
 from counterdoor.sources import decoding
 from counterdoor.sources.decoding import Form, UnreadableError, conform, decode, read_images
@@ -385,3 +386,84 @@ def test_a_path_is_read_as_its_bytes_are(tmp_path):
     np.testing.assert_array_equal(
         decode(file, Form((8, 8))), decode(Path(file).read_bytes(), Form((8, 8)))
     )
+
+
+# --- what is told ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bits", "told"), [(8, "8 bits"), (12, "12 bits"), (13, ""), (16, "")])
+def test_levels_of_few_bits_in_files_of_16(bits, told):
+    """A 12-bit scan would otherwise be nearly black, without a word."""
+    levels = np.linspace(0, 2**bits - 1, 64).astype(np.uint16).reshape(8, 8)
+    content = encoded(levels)
+    most = 2**bits - 1 if told else 65535
+    np.testing.assert_allclose(decode(content, Form(mode="L"))[0], levels / most * 255, atol=0.51)
+    found = read_images([("a", content, 0)], 1, Form(mode="L"))
+    assert told in "".join(found.notes)
+    assert len(found.notes) == bool(told)
+
+
+def test_black_in_16_bits_stays_black_without_a_word():
+    content = encoded(np.zeros((4, 4), np.uint16))
+    found = read_images([("a", content, 0)], 1, Form(mode="L"))
+    assert (found.images_nchw.max(), found.notes) == (0, [])
+
+
+def test_colours_of_12_bits_in_16_are_told():
+    """Of these Pillow reads the upper eight bits alone."""
+
+    def deep(level):
+        rows = b"".join(b"\0" + struct.pack(">H", level) * 12 for _ in range(4))
+        whole = png(4, 4, rows)
+        header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+        check = struct.pack(">I", zlib.crc32(b"IHDR" + header))
+        return whole[:16] + header + check + whole[33:]
+
+    found = read_images([("a", deep(4000), 0), ("b", deep(40_000), 0)], 2, Form())
+    assert found.images_nchw[:, 0, 0, 0].tolist() == [4000 >> 8, 40_000 >> 8]
+    (note,) = found.notes
+    assert "1 of 2 pictures" in note
+    assert "nearly black" in note
+
+
+def test_a_png_with_much_text_is_read():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 2_000_000, zip=True)
+    pixels = colour(4, 4)
+    content = encoded(pixels, pnginfo=text)
+    found = read_images([("a", content, 0)], 1, Form())
+    np.testing.assert_array_equal(found.images_nchw[0], pixels.transpose(2, 0, 1))
+    text.add_text("comment", "x" * 17_000_000, zip=True)
+    left = read_images([("a", encoded(pixels, pnginfo=text), 0)], 1, Form(), on_corrupt="skip")
+    assert "too large" in left.rejected[0].reason
+
+
+def test_more_images_than_memory_are_refused_before_they_are_read():
+    with pytest.raises(ValueError, match=r"take .* GB, but this machine has .*image_size"):
+        read_images([("a", encoded(colour(4, 4)), 0)], 10**9, Form((1000, 1000)))
+
+
+def test_pictures_of_many_pixels_are_decoded_one_at_a_time(monkeypatch):
+    """Several copies of each are in memory."""
+    monkeypatch.setattr(decoding, "LARGE", 15)
+    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 8)
+    flatten, running, most = decoding._flatten, [], []
+
+    def slow(image, form):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.002)
+        running.pop()
+        return flatten(image, form)
+
+    monkeypatch.setattr(decoding, "_flatten", slow)
+    items = [(str(row), encoded(colour(4, 4)), 0) for row in range(64)]
+    read_images(items, 64, Form())
+    assert max(most) == 1
+
+
+def test_names_are_shown_on_one_line(caplog):
+    read_images([("a\n\x1b[31m", b"", 0)], 1, Form(), on_corrupt="skip")
+    assert r"a\x0a\x1b[31m" in caplog.text
+    with pytest.raises(ValueError, match=r"a\\x0a\\x1b"):
+        read_images([("a\n\x1b[31m", b"", 0)], 1, Form())

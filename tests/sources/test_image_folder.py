@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import time
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from counterdoor.names import original
 from counterdoor.params import IngestParams
 from counterdoor.pipelines.ingest.nodes import ingest
 from counterdoor.sources import ImageFolder
@@ -112,6 +114,164 @@ def test_a_folder_that_cannot_be_listed(class_folders, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuses)
     with pytest.raises(ValueError, match=r"deep cannot be listed \(Permission denied\)"):
         read(class_folders)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "told"),
+    [
+        ("Training", "Testing", ""),
+        ("TRAIN", "TEST", ""),
+        ("training_set", "test_set", ""),
+        ("train", "valid", "read as the test part"),
+        ("train", "Validation", "read as the test part"),
+        ("train", "dev", "read as the test part"),
+    ],
+)
+def test_parts_are_no_classes_however_they_are_spelt(class_folders, train, test, told):
+    expected = read(class_folders)
+    (class_folders / "train").rename(class_folders / "t")
+    (class_folders / "test").rename(class_folders / test)
+    (class_folders / "t").rename(class_folders / train)
+    found = read(class_folders)
+    assert found.class_names == CLASSES
+    np.testing.assert_array_equal(found.images_nchw, expected.images_nchw)
+    np.testing.assert_array_equal(found.test_images_nchw, expected.test_images_nchw)
+    assert told in "".join(found.notes)
+    assert len(found.notes) == bool(told)
+
+
+def test_what_is_left_out_is_told(class_folders):
+    assert read(class_folders).notes == ()
+    shutil.copytree(class_folders / "test", class_folders / "valid")
+    (class_folders / "annotations").mkdir()
+    shutil.copy(class_folders / "train/ant/0.png", class_folders / "train/loose.png")
+    (class_folders / "train/README.txt").write_text("hello")
+    told = read(class_folders).notes
+    assert len(told) == 3
+    for words in ("valid is left out: ", "annotations is left out: ", "1 pictures lie in "):
+        assert any(words in each for each in told)
+
+
+def test_an_unlabelled_test_part_is_left_out(class_folders):
+    shutil.rmtree(class_folders / "test")
+    shutil.copytree(class_folders / "train/ant", class_folders / "test")
+    shutil.rmtree(class_folders / "test/deep")
+    found = read(class_folders)
+    assert found.test_images_nchw is None
+    assert "has no folder a class" in found.notes[0]
+
+
+def test_two_training_parts_and_a_class_called_train_are_told(class_folders):
+    (class_folders / "Training").mkdir()
+    with pytest.raises(ValueError, match="both a train part"):
+        read(class_folders)
+    shutil.rmtree(class_folders / "Training")
+    for name in CLASSES:
+        (class_folders / "train" / name).rename(class_folders / name)
+    shutil.rmtree(class_folders / "test")
+    with pytest.raises(ValueError, match="if it is a class, put all class folders into"):
+        read(class_folders)
+
+
+@pytest.mark.parametrize(
+    "junk", ["@eaDir", "__MACOSX", ".ipynb_checkpoints", ".git", "$RECYCLE.BIN", "lost+found"]
+)
+def test_folders_that_systems_leave_are_no_classes(class_folders, junk):
+    expected = read(class_folders)
+    for place in (".", "train", "test", "train/ant", "train/bee/deep"):
+        shutil.copytree(class_folders / "train/cow", class_folders / place / junk)
+    found = read(class_folders, on_corrupt="fail")
+    assert found.class_names == CLASSES
+    np.testing.assert_array_equal(found.images_nchw, expected.images_nchw)
+    assert found.notes == ()
+
+
+def test_accents_written_in_two_ways_are_one_class(class_folders):
+    for part, form in (("train", "NFC"), ("test", "NFD")):
+        name = unicodedata.normalize(form, "café")
+        (class_folders / part / "bee").rename(class_folders / part / name)
+    found = read(class_folders)
+    assert found.class_names == ("ant", "caf\u00e9", "cow")
+    assert found.test_labels.tolist() == [0, 0, 1, 1, 2, 2]
+    again = unicodedata.normalize("NFD", "café")
+    shutil.copytree(class_folders / "train/ant", class_folders / "train" / again)
+    found = read(class_folders)
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2]
+    assert "Unicode writes it in several ways" in found.notes[0]
+
+
+def test_pictures_in_the_same_folders_of_every_class_are_told(class_folders):
+    shutil.rmtree(class_folders / "test")
+    for name in CLASSES:
+        for kind in ("images", "masks"):
+            place = class_folders / "train" / name / kind
+            place.mkdir()
+            shutil.copy(class_folders / "train" / name / "0.png", place / "0.png")
+    assert "has pictures in deep, images, masks" in read(class_folders).notes[0]
+    for kind in ("images", "masks"):
+        shutil.rmtree(class_folders / "train/cow" / kind)
+    assert read(class_folders).notes == ()
+
+
+def test_a_folder_around_the_data_is_told(class_folders, tmp_path):
+    shutil.copytree(class_folders / "train", tmp_path / "around" / "data")
+    found = read(tmp_path / "around")
+    assert found.class_names == ("data",)
+    assert f"set ingest.source.path={tmp_path}/around/data" in found.notes[0]
+
+
+def outside(class_folders, link, target):
+    away = class_folders.parent / f"{class_folders.name} away"
+    away.mkdir()
+    shutil.copy(class_folders / "train/ant/0.png", away / "secret.png")
+    (class_folders / link).symlink_to(away / target)
+
+
+@pytest.mark.parametrize(("link", "target"), [("out.png", "secret.png"), ("deep/out", "")])
+def test_links_that_lead_out_are_followed_if_asked(class_folders, link, target):
+    outside(class_folders, f"train/ant/{link}", target)
+    found = read(class_folders)
+    ((file, reason),) = found.rejected
+    assert file == f"train/ant/{link}"
+    assert "leads out of the folder" in reason
+    assert "follow_links=true" in found.notes[0]
+    assert len(found.labels) == 9
+    followed = read(class_folders, follow_links=True)
+    assert (len(followed.labels), followed.rejected, followed.notes) == (10, (), ())
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        read(class_folders, on_corrupt="fail")
+
+
+@pytest.mark.parametrize("link", ["train/dog", "test", "train"])
+def test_a_class_or_part_that_leads_out_is_an_error(class_folders, link):
+    """It would be missing."""
+    outside(class_folders, "away", "")
+    if (class_folders / link).exists():
+        shutil.rmtree(class_folders / link)
+    (class_folders / "away").rename(class_folders / link)
+    with pytest.raises(ValueError, match=r"leads out of .* set ingest\.source\.follow_links=true"):
+        read(class_folders)
+
+
+def test_links_in_circles_and_to_nothing(class_folders):
+    (class_folders / "train/ant/loop").symlink_to(class_folders)
+    (class_folders / "train/ant/self.png").symlink_to("self.png")
+    (class_folders / "train/ant/none.png").symlink_to("nowhere.png")
+    found = read(class_folders)
+    reasons = dict(found.rejected)
+    assert reasons["train/ant/none.png"] == "it is a link to nothing"
+    assert "Too many levels" in reasons["train/ant/self.png"]
+
+
+def test_names_that_are_not_utf_8_are_stored_so_that_they_are_found_again(class_folders):
+    odd = os.fsdecode(b"caf\xe9\n")
+    (class_folders / "train/bee").rename(class_folders / "train" / odd)
+    (class_folders / "test/bee").rename(class_folders / "test" / odd)
+    (class_folders / "train/ant/0.png").rename(class_folders / "train/ant" / f"{odd}.png")
+    found = read(class_folders)
+    assert found.class_names == ("ant", "caf\\xe9\n", "cow")
+    assert r"train/ant/caf\xe9" in "".join(found.files)
+    assert all((class_folders / original(file)).exists() for file in found.files)
 
 
 # --- damage ------------------------------------------------------------------------

@@ -240,7 +240,7 @@ def _decode(content: Content, form: Form) -> tuple[np.ndarray, str]:
         with _open(content) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise UnreadableError(f"it claims more than {MAX_PIXELS} pixels")
+                raise UnreadableError(f"{width}x{height} are more than {MAX_PIXELS} pixels")
             small = form.size and image.draft(None, 2 * (max(form.size) * GAP,))
             large = image.size[0] * image.size[1] > LARGE
             with _one_large if large else nullcontext():
@@ -353,8 +353,6 @@ def _resized(
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it is no image of a known format"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"it claims more than {MAX_PIXELS} pixels"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).rstrip(".") or type(error).__name__
