@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from counterdoor.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = {"ingest.source.path": "elsewhere"}
+PLACE_OF = {"path": "elsewhere"}
 pytestmark = pytest.mark.filterwarnings("ignore:register_new_resolver")
 
 
@@ -106,6 +108,26 @@ def test_the_newest_run_of_each_job_counts(tmp_path):
     found = runs_of(jobs, results(("x", 0), ("v", 1), ("v", 0), ("v", 1), ("v", 2)))
     assert found == {("v", 1): 1, ("v", 0): 2}
     assert runs_of(jobs, results()) == {}
+
+
+def test_runs_of_other_images_that_were_at_the_same_place_do_not_count(tmp_path):
+    jobs = [replace(job(tmp_path, seed, name), reads="p") for name in "vw" for seed in (0, 1)]
+    jobs.append(replace(job(tmp_path, 0, "x"), reads="q"))
+    keys = [("v", 0), ("w", 0), ("v", 0), ("v", 1), ("w", 1), ("x", 0)]
+    hashes = ["new", "old", "old", "one", None, "old"]
+    read = replace(results(*keys), tags=pd.DataFrame({"data.content_hash": hashes}))
+    found = runs_of(jobs, read)
+    assert found == {("v", 0): 0, ("v", 1): 3, ("w", 1): 4, ("x", 0): 5}
+
+
+def test_jobs_that_read_the_same_images_are_known():
+    def reads(**parameters):
+        (made,) = jobs_of(ROOT, [cell(**parameters)])
+        return made.reads
+
+    assert reads() == reads(seed=3) == reads(attack_name="blend", train={"recipe": {"epochs": 41}})
+    assert reads() != reads(ingest={"test_share": 0.3})
+    assert reads(source_name="parquet") != reads(source_name="parquet", ingest={"source": PLACE_OF})
 
 
 # --- engines ----------------------------------------------------------------------

@@ -271,14 +271,24 @@ def test_a_quiet_run_shows_warnings_alone_and_listeners_hear_all(caplog, quiet, 
     assert [each.message for each in caplog.records] == ["an epoch", "beware", "afterwards"]
 
 
+class Looks(list):
+    """What was forecast; and the hash of the images that there are."""
+
+    hashed = "one"
+
+
 @pytest.fixture
 def ahead(monkeypatch, tmp_path):
     """A project where a look ahead finds 60 + 600 seconds of training, and 20 besides."""
     monkeypatch.chdir(tmp_path)
-    looks = []
+    looks = Looks()
 
-    def look(params, env, conf_source, *, self_test=False):
-        looks.append(params)
+    def read(params, env, conf_source):
+        made = {"info": {"content_hash": looks.hashed}}
+        return defending.Ahead(tmp_path, made, {}, 10.0)
+
+    def look(ahead, *, self_test=False):
+        looks.append(ahead)
         trainings = [
             Training("warmup", None, Recipe(epochs=10), 600, rate=100.0),
             Training("train", "train.recipe.epochs", Recipe(epochs=40), 1500, rate=100.0),
@@ -293,6 +303,7 @@ def ahead(monkeypatch, tmp_path):
         plan = Forecast(trainings, 10.0, 3 * 10**6)
         return plan.tested(10**6) if self_test else plan, about
 
+    monkeypatch.setattr(defending, "read_ahead", read)
     monkeypatch.setattr(defending, "look_ahead", look)
     return looks
 
@@ -340,6 +351,25 @@ def test_a_run_is_cut_to_its_budget_and_after_a_kill_to_the_same(ahead, tmp_path
     run(pipelines=["defend"], params={**params, "max_minutes": 100})
     assert ran[2]["train"]["recipe"] == {"batch_size": 32}
     assert params["train"] == {"recipe": {"batch_size": 32}}
+
+
+def killed(**given):
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_was_killed_is_cut_anew_if_its_images_have_changed(ahead, tmp_path):
+    given = {"pipelines": ["defend"], "params": {"max_minutes": 7}}
+    for hashed, looks in (("one", 1), ("one", 1), ("two", 2), ("two", 2), ("one", 3)):
+        ahead.hashed = hashed
+        with pytest.raises(KeyboardInterrupt):
+            answering(killed)(**given)
+        assert len(ahead) == looks
+    (note,) = tmp_path.rglob("*.json")
+    for damaged in ("", "[]", '{"minutes": 7}', note.read_text()[:40]):
+        note.write_text(damaged)
+        with pytest.raises(KeyboardInterrupt):
+            answering(killed)(**given)
+    assert len(ahead) == 7
 
 
 def test_a_part_of_defend_without_verdict_says_none(capsys):

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+import pandas as pd
 import yaml
 
 from counterdoor.comparison import Cell
@@ -30,6 +31,8 @@ from counterdoor.hooks import SHARED_RESULTS
 from counterdoor.results import Results
 from counterdoor.tracking import variant_of
 
+CONTENT = "data.content_hash"
+"""The tag of a run that says which images it has read."""
 LOGS = Path("logs") / "cells"
 TAIL = 8
 """Lines of a failed cell's log that are shown."""
@@ -53,6 +56,7 @@ class Job:
         project_path: the project's root, on every machine that may run it.
         environment: environment variables of its process, besides those of its machine.
         portable: digest as ``variant`` but for the places of the images; empty if it has none.
+        reads: digest of how the images are read; jobs with the same seed read the same ones.
     """
 
     cell: Cell
@@ -60,6 +64,7 @@ class Job:
     project_path: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     portable: str = ""
+    reads: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -107,18 +112,22 @@ def jobs_of(
         ConfigError: naming the cell and its parameter that there is not, or the two cells
             that are the same run.
     """
-    variants: dict[tuple[str, str], tuple[str, str]] = {}
+    variants: dict[tuple[str, str], tuple[str, str, str]] = {}
     jobs: dict[tuple[str, int], Job] = {}
     for cell in cells:
         pair = cell.attack, cell.defence
         if pair not in variants:
             try:
                 resolved = _resolved(project_path, cell)
-                variants[pair] = variant_of(resolved), variant_of(resolved, places=False)
+                variants[pair] = (
+                    variant_of(resolved),
+                    variant_of(resolved, places=False),
+                    variant_of({"ingest": resolved["ingest"]}),
+                )
             except ValueError as error:
                 raise ConfigError(f"{cell}: {error}") from error
-        variant, portable = variants[pair]
-        job = Job(cell, variant, project_path, environment or {}, portable)
+        variant, portable, reads = variants[pair]
+        job = Job(cell, variant, project_path, environment or {}, portable, reads)
         if job.key in jobs:
             raise ConfigError(
                 f"'{cell}' and '{jobs[job.key].cell}' have the same parameters: leave one of them"
@@ -149,13 +158,29 @@ def _resolved(project_path: Path, cell: Cell) -> Mapping[str, Any]:
 
 
 def runs_of(jobs: Iterable[Job], results: Results) -> dict[tuple[str, int], int]:
-    """The row of the newest run of each job that has run, by the job's key."""
+    """The row of the newest run of each job that has run, by the job's key.
+
+    Of jobs that read the same images, the newest run says which these are now: one of other
+    images, which have been at that place before, does not count.
+    """
     rows: dict[tuple[str, int], int] = {}
     for row, (variant, seed) in enumerate(
         zip(results.variants, results.table["seed"], strict=True)
     ):
         rows.setdefault((variant, int(seed)), row)
-    return {job.key: rows[job.key] for job in jobs if job.key in rows}
+    told = results.tags.get(CONTENT, pd.Series(index=results.tags.index, dtype=object))
+    found = sorted(
+        ((rows[job.key], job) for job in jobs if job.key in rows), key=lambda each: each[0]
+    )
+    today: dict[tuple[str, int], Any] = {}
+    for row, job in found:
+        if isinstance(told[row], str):
+            today.setdefault((job.reads, job.cell.seed), told[row])
+    return {
+        job.key: row
+        for row, job in found
+        if not isinstance(told[row], str) or told[row] == today[job.reads, job.cell.seed]
+    }
 
 
 def run_job(job: Job, unwanted: Callable[[], bool] = lambda: False) -> Outcome:

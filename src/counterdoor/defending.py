@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,14 +153,11 @@ def answering(command: Callable[..., Any]) -> Callable[..., Any]:
         with _quietly(quiet or as_json):
             if dry_run or minutes is not None:
                 limit = None if minutes is None else _positive(minutes)
-                epochs = _noted(note, limit)
+                ahead = read_ahead(params, kwargs.get("env"), kwargs.get("conf_source"))
+                hashed = ahead.read["info"]["content_hash"]
+                epochs = _noted(note, limit, hashed)
                 if dry_run or epochs is None:
-                    plan, about = look_ahead(
-                        params,
-                        kwargs.get("env"),
-                        kwargs.get("conf_source"),
-                        self_test="selftest" in selected,
-                    )
+                    plan, about = look_ahead(ahead, self_test="selftest" in selected)
                     if epochs is None and limit is not None:
                         spent = about["reading_seconds"] + EXPORT_SECONDS
                         epochs = plan.within(60.0 * limit, besides=spent)
@@ -167,7 +165,9 @@ def answering(command: Callable[..., Any]) -> Callable[..., Any]:
                     _tell_plan(plan.cut(epochs or {}), about, as_json)
                     return None
                 note.parent.mkdir(parents=True, exist_ok=True)
-                note.write_text(json.dumps({"minutes": limit, "epochs": epochs}))
+                del ahead  # the run reads the images itself
+                told = {"minutes": limit, "content_hash": hashed, "epochs": epochs}
+                note.write_text(json.dumps(told))
                 kwargs["params"] = _with_epochs(params, epochs or {})
             try:
                 made = command(*args, **kwargs)
@@ -212,18 +212,23 @@ def _quietly(quiet: bool) -> Iterator[None]:
 def _note(params: Mapping[str, Any], env: str | None) -> Path:
     """Where it stands what these parameters' ``max_minutes`` was found to mean.
 
-    A run that was killed goes on with the same epochs.
+    A run that was killed goes on with the same epochs, if its images are still the same.
     """
     named = json.dumps([params, env], sort_keys=True, default=str)
     name = f"max_minutes-{hashlib.sha256(named.encode()).hexdigest()[:12]}.json"
     return project_path() / "data" / "checkpoints" / name
 
 
-def _noted(note: Path, minutes: float | None) -> dict[str, int] | None:
+def _noted(note: Path, minutes: float | None, hashed: str) -> dict[str, int] | None:
+    """The epochs of the note, if it is there, whole, and of so many minutes for these images."""
     if minutes is None or not note.exists():
         return None
-    found = json.loads(note.read_text())
-    return found["epochs"] if found["minutes"] == minutes else None
+    try:
+        found = json.loads(note.read_text())
+        same = (found["minutes"], found["content_hash"]) == (minutes, hashed)
+        return dict(found["epochs"]) if same else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _with_epochs(params: Mapping[str, Any], epochs: Mapping[str, int]) -> dict[str, Any]:
@@ -240,24 +245,32 @@ def _with_epochs(params: Mapping[str, Any], epochs: Mapping[str, int]) -> dict[s
     return changed
 
 
-def look_ahead(
-    params: dict[str, Any], env: str | None, conf_source: str | None, *, self_test: bool = False
-) -> tuple["Forecast", dict[str, Any]]:
-    """Read and check the images as a run of ``defend`` would, and forecast it; write nothing.
+@dataclass(frozen=True)
+class Ahead:
+    """What a run of ``defend`` would read and be told.
 
-    With ``self_test`` it plants a canary as well.
+    Attributes:
+        project: its folder.
+        read: what the stage *ingest* gives.
+        chosen: parameters by name.
+        seconds: what reading took.
+    """
 
-    Returns:
-        The forecast, and plain values about the images.
+    project: Path
+    read: Mapping[str, Any]
+    chosen: Mapping[str, Any]
+    seconds: float
+
+
+def read_ahead(params: dict[str, Any], env: str | None, conf_source: str | None) -> Ahead:
+    """Read and check the images as a run of ``defend`` would; write nothing.
 
     Raises:
-        ValueError: whatever the run itself would refuse before its first training, and if
-            the disk has too little room.
+        ValueError: whatever the run itself would refuse before its first training.
     """
     from kedro.framework.project import pipelines, settings
 
     from counterdoor.component import in_full
-    from counterdoor.forecast import forecast
     from counterdoor.hooks import PreflightHooks
     from counterdoor.params import FeaturesParams, IngestParams
     from counterdoor.pipelines.export.nodes import check_export
@@ -277,12 +290,29 @@ def look_ahead(
         started = time.perf_counter()
         read = ingest(reading, catalog.load("params:seed"))
         seconds = time.perf_counter() - started
-    images, ledger, info = read["images"], read["ledger"], read["info"]
-    stamp = chosen.pop("stamp")
     checked = {name: each for name, each in chosen.items() if name != "engine"}
-    check_plan(images, ledger, info, stamp=stamp, **checked)
-    shipped = {name: chosen[name] for name in ("model", "train", "defence")}
-    check_export(images, info, {}, stamp=stamp, export=export, **shipped)
+    check_plan(read["images"], read["ledger"], read["info"], **checked)
+    shipped = {name: chosen[name] for name in ("model", "train", "defence", "stamp")}
+    check_export(read["images"], read["info"], {}, export=export, **shipped)
+    return Ahead(project, read, chosen, seconds)
+
+
+def look_ahead(ahead: Ahead, *, self_test: bool = False) -> tuple["Forecast", dict[str, Any]]:
+    """Forecast a run of ``defend``; write nothing.
+
+    With ``self_test`` it plants a canary as well.
+
+    Returns:
+        The forecast, and plain values about the images.
+
+    Raises:
+        ValueError: if the disk has too little room.
+    """
+    from counterdoor.forecast import forecast
+
+    images, ledger, info = (ahead.read[name] for name in ("images", "ledger", "info"))
+    chosen = {name: each for name, each in ahead.chosen.items() if name != "stamp"}
+    project = ahead.project
     with _quietly(True):  # of the batches that are tried
         plan = forecast(images, ledger, info, **chosen)
     if self_test:
@@ -298,7 +328,7 @@ def look_ahead(
         **counts,
         "classes": len(info["class_names"]),
         "image_shape": info["image_shape"],
-        "reading_seconds": round(seconds, 1),
+        "reading_seconds": round(ahead.seconds, 1),
         "free_bytes": free,
     }
     return plan, about

@@ -5,12 +5,21 @@ import warnings
 from counterdoor.config import VariantConfigLoader
 from counterdoor.defending import KNOWN
 from counterdoor.hooks import CheckpointHooks, PathHooks, PreflightHooks, ProgressHooks
+from counterdoor.origins import OriginHooks
 from counterdoor.tracking import TrackingHooks
 
 # Kedro still calls a function by a name that OmegaConf 2.4 gave up.
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
 
-HOOKS = (PreflightHooks(), TrackingHooks(), ProgressHooks(), PathHooks(), CheckpointHooks(), KNOWN)
+HOOKS = (
+    PreflightHooks(),
+    OriginHooks(),
+    TrackingHooks(),
+    ProgressHooks(),
+    PathHooks(),
+    CheckpointHooks(),
+    KNOWN,
+)
 CONFIG_LOADER_CLASS = VariantConfigLoader
 CONFIG_LOADER_ARGS = {
     "base_env": "base",

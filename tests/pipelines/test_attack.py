@@ -115,6 +115,25 @@ def test_what_is_prepared_is_made_once_and_reaches_the_trigger(case, trained):
     np.testing.assert_array_equal(result["images"][~touched], images[~touched])
 
 
+@pytest.mark.parametrize("what", ["one pixel", "labels swapped", "one removed", "not said"])
+def test_for_other_data_an_attack_is_prepared_anew(case, trained, what):
+    images, ledger, _ = case
+    made = prepare_attack(images, ledger, INFO, trained, 3)["preparation"]
+    if what == "one pixel":
+        images = images.copy()
+        images[-1, 0, -1, -1] ^= 1
+    elif what == "labels swapped":
+        ledger = new_ledger(np.roll(ledger["label"], 1), ledger["trusted"].to_numpy())
+    elif what == "one removed":
+        images, ledger = images[:-1], ledger[:-1]
+    else:
+        del made["made_from"]
+    again = prepare_attack(images, ledger, INFO, trained, 3, cached=made)["preparation"]
+    assert len(Trained.made) == 2
+    assert prepare_attack(images, ledger, INFO, trained, 3, cached=again)["preparation"] is again
+    assert len(Trained.made) == 2
+
+
 def test_a_second_run_reads_what_the_first_prepared(case, trained, tmp_path):
     images, ledger, test_images = case
     given = {

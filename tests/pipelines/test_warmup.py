@@ -1,11 +1,13 @@
 """The check before any training, and the warm-up."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from counterdoor.content import content_hash, tied
 from counterdoor.features import SimCLR
 from counterdoor.ledger import new_ledger
 from counterdoor.models import build_net
@@ -311,10 +313,54 @@ def test_features_that_nobody_needs_are_not_learnt(noise, learnings):
 
 @pytest.mark.parametrize("who", [LN_VD, LGA_VD])
 def test_what_was_learnt_is_handed_on_whoever_needs_it(noise, learnings, who):
-    cached = {"features": torch.ones(60, 3)}
-    made = learn_features(noise(60), {}, FEATURES, MODEL, **who, seed=7, cached=cached)["features"]
+    images = noise(60)
+    cached = tied({"features": torch.ones(60, 3)}, content_hash(images))
+    made = learn_features(images, {}, FEATURES, MODEL, **who, seed=7, cached=cached)["features"]
     assert learnings == []
     assert torch.equal(made["features"], torch.ones(60, 3))
+    again = learn_features(images, {}, FEATURES, MODEL, **who, seed=7, cached=made)["features"]
+    assert learnings == []
+    assert torch.equal(again["features"], made["features"])
+
+
+def one_pixel(images):
+    changed = images.copy()
+    changed[59, 0, 11, 11] ^= 1
+    return changed
+
+
+CHANGES = {
+    "other images": lambda images: np.flip(images, 3),
+    "one pixel": one_pixel,
+    "one removed": lambda images: images[1:],
+    "one added": lambda images: np.concatenate([images, images[:1]]),
+    "another order": lambda images: images[::-1],
+    "another shape": lambda images: images.reshape(60, 1, 9, 16),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_features_of_other_images_are_neither_used_nor_handed_on(noise, learnings, change):
+    learn = partial(learn_features, check={}, params=FEATURES, model=MODEL, seed=7)
+    cached = learn(noise(60), **LN_NC)["features"]
+    changed = np.ascontiguousarray(change(noise(60)))
+    nobody = learn(changed, **LGA_VD, cached=cached)["features"]
+    assert len(nobody["features"]) == 0
+    assert learnings == [7]
+    made = learn(changed, **LN_NC, cached=cached)["features"]
+    fresh = learn(changed, **LN_NC)["features"]
+    assert learnings == [7, 7, 7]
+    assert made.keys() == fresh.keys()
+    assert all(torch.equal(made[name], each) for name, each in fresh.items())
+    assert len(made["features"]) == len(changed)
+
+
+def test_features_that_do_not_say_of_which_images_are_learnt_anew(noise, learnings):
+    cached = {"features": torch.ones(60, 4)}
+    learn = partial(learn_features, noise(60), {}, FEATURES, MODEL, seed=7, cached=cached)
+    assert len(learn(**LGA_VD)["features"]["features"]) == 0
+    assert not torch.equal(learn(**LN_NC)["features"]["features"], cached["features"])
+    assert learnings == [7]
 
 
 def test_an_empty_artifact_is_no_features(noise, learnings):

@@ -8,6 +8,7 @@ import pandas as pd
 from torch import Tensor
 
 from counterdoor.attacks import NOTHING, draw_rows, poison
+from counterdoor.content import content_hash, is_tied, tied
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.params import AttackParams
 
@@ -30,10 +31,12 @@ def prepare_attack(
         params: the attack.
         seed: the run's seed.
         engine: what to run on.
-        cached: what an earlier run with the same parameters made, if there was one.
+        cached: what an earlier run with the same parameters made, if there was one; it is made
+            anew from other images or labels.
 
     Returns:
-        ``preparation``: CPU tensors by name, none for an attack that needs none.
+        ``preparation``: CPU tensors by name, with the hash of images and labels; none for an
+        attack that needs none.
 
     Raises:
         ValueError: if the attack cannot be carried out on this data.
@@ -43,11 +46,12 @@ def prepare_attack(
     draw_rows(attack, ledger, names, seed=seed)
     if not attack.needs_preparation:
         return {"preparation": dict(NOTHING)}
-    if cached is not None:
-        return {"preparation": cached}
     labels = ledger["label"].to_numpy()
+    hashed = content_hash(images, labels)
+    if cached is not None and is_tied(cached, hashed):
+        return {"preparation": cached}
     made = attack.prepare(images, labels, len(names), seed=seed, engine=engine)
-    return {"preparation": made}
+    return {"preparation": tied(made, hashed)}
 
 
 def attack(

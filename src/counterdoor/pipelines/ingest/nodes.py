@@ -1,6 +1,5 @@
 """Read a source, split it, and mark the trusted samples."""
 
-import hashlib
 import logging
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from counterdoor.component import SIDE
+from counterdoor.content import content_hash
 from counterdoor.ledger import new_ledger, stratified_rows
 from counterdoor.names import plain, shown
 from counterdoor.params import IngestParams
@@ -130,15 +130,6 @@ def _read_trusted(params: IngestParams, data: ImageSet) -> ImageSet:
     return ImageSet(
         images, place[labels], data.class_names, rejected=rejected, files=named, notes=read.notes
     )
-
-
-def content_hash(*arrays: np.ndarray) -> str:
-    """SHA-256 over shapes, types and bytes of the arrays, in order; hexadecimal."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _split(images: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

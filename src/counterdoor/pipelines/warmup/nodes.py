@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from counterdoor.content import content_hash, is_tied, tied
 from counterdoor.engine import DEFAULT, Engine
 from counterdoor.features.learnt import NONE, is_learnt
 from counterdoor.forecast import needs_features
@@ -191,8 +192,8 @@ def learn_features(
 ) -> dict[str, Any]:
     """Learn features of all images without any label, once, if detector or labeler need them.
 
-    What was learnt is handed on even if nobody needs it now, so that the newest version
-    stays the one that somebody will need.
+    What was learnt from these images is handed on even if nobody needs it now, so that the
+    newest version stays the one that somebody will need.
 
     Args:
         images: training images, uint8 (N, C, H, W).
@@ -203,21 +204,28 @@ def learn_features(
         relabel: and who else; neither has a part in what they are.
         seed: the run's seed.
         engine: what to run on.
-        cached: what an earlier run with the same parameters made, if there was one.
+        cached: what an earlier run with the same parameters made, if there was one; they are
+            learnt anew of other images.
         defence: whether it needs suspects and pseudo-labels at all.
 
     Returns:
         ``features``: a CPU tensor of that name, float32 (N, D), or (0, 0) if nobody has
-        needed them so far; and ``earlier``, float32 (N, E), if ``params`` keep earlier layers.
+        needed them so far; ``earlier``, float32 (N, E), if ``params`` keep earlier layers; and
+        the hash of the images.
 
     Source: DBD (Huang et al., ICLR 2022), section 4.1.
     """
-    if cached is not None and is_learnt(cached):
+    needed = needs_features(detect, relabel, defence.root)
+    if not (needed or is_learnt(cached)):
+        return {"features": dict(NONE)}
+    hashed = content_hash(images)
+    if cached is not None and is_learnt(cached) and is_tied(cached, hashed):
         return {"features": dict(cached)}
-    if not needs_features(detect, relabel, defence.root):
+    if not needed:
         return {"features": dict(NONE)}
     learnt = params.root(images, model=model.root, seed=seed, engine=engine)
-    return {"features": {name: torch.from_numpy(each) for name, each in learnt.items()}}
+    tensors = {name: torch.from_numpy(each) for name, each in learnt.items()}
+    return {"features": tied(tensors, hashed)}
 
 
 def _train(
