@@ -708,7 +708,7 @@ def test_predict_refuses_what_is_no_model_file_in_a_line(offered, put, reason):
 
 def test_predict_gives_no_label_where_there_is_none(offered):
     command, file = offered(factor=1e30)
-    check_refused_in_a_line(command, f"{file} gives logits that are no finite numbers")
+    check_refused_in_a_line(command, f"{file} cannot be used as a net: its net gives logits")
 
 
 def check_refused_in_a_line(command, told):

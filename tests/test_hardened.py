@@ -195,6 +195,13 @@ def test_logits_of_another_number_are_refused(digits):
         replace(hardened, net=Miscounted(**vars(hardened.net))).predict(digits.images_nchw[:5])
 
 
+def test_images_smaller_than_the_net_takes_are_refused(digits):
+    hardened = hardened_of(digits.images_nchw)
+    small = replace(hardened, net=replace(hardened.net, image_shape=(1, 2, 2), stamp=None))
+    with pytest.raises(ValueError, match=r"does not take images of shape \(1, 2, 2\) .* too small"):
+        small.predict(digits.images_nchw[:5])
+
+
 class Miscounted(TrainedNet):
     """Says that it has a class less than it has, as somebody else's code may."""
 

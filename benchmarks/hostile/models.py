@@ -196,6 +196,11 @@ def descriptions(content: bytes) -> Iterator[tuple[str, bytes]]:
             told = others if text is None else others | {name: text}
             yield f"{name}: {kind}", joined(table, told, body)
     yield "a third description", joined(table, texts | {"more": "1"}, body)
+    for side in (1, 2):  # less than the net takes, in every place
+        net = texts["counterdoor"] | {"image_shape": [1, side, side], "stamp": None}
+        form = texts["hardened"]["form"] | {"size": [side, side]}
+        small = {"counterdoor": net, "hardened": texts["hardened"] | {"form": form}}
+        yield f"images of {side} pixels a side", joined(table, small, body)
     deep: Any = 1
     for _ in range(60):
         deep = {"a": deep}

@@ -190,12 +190,15 @@ def predict(paths: tuple[Path, ...], file: Path | None, form: str) -> None:
     files = [names.plain(str(file)) for file, _ in found]
     items = [(files[row], content, row) for row, (_, content) in enumerate(found)]
     read = read_images(items, len(items), hardened.form, on_corrupt="skip")
-    logits, rejected = hardened.predict(read.images_nchw)
-    if not np.isfinite(logits).all():
+    try:
+        logits, rejected = hardened.predict(read.images_nchw)
+        if not np.isfinite(logits).all():
+            raise ValueError("its net gives logits that are no finite numbers, so no label")
+    except ValueError as error:
         raise ValueError(
-            f"{chosen} gives logits that are no finite numbers, so no label: its weights are "
-            "damaged or were changed. Take a file as `kedro run --pipelines export` has written it"
-        )
+            f"{chosen} cannot be used as a net: {error}. Take a file as "
+            "`kedro run --pipelines export` has written it"
+        ) from error
     shares = torch.from_numpy(logits).softmax(1).numpy()
     best = logits.argmax(axis=1)
     table = pd.DataFrame(

@@ -186,7 +186,8 @@ class Hardened:
             chunk: images at a time; fewer if they are large.
 
         Raises:
-            ValueError: if these are no such images, or the net gives other logits than it says.
+            ValueError: if these are no such images, the net does not take images of the size that
+                it says, or gives other logits than it says.
         """
         channels = self.net.image_shape[0]
         if len(images_nchw) and (
@@ -201,10 +202,16 @@ class Hardened:
         with torch.inference_mode():
             for start in range(0, len(images_nchw), chunk):
                 part = torch.from_numpy(np.array(images_nchw[start : start + chunk]))
-                told, flags = net(part)
+                try:
+                    told, flags = net(part)
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"its net does not take images of shape {self.net.image_shape} (channels, "
+                        f"height, width): {str(error).partition(chr(10))[0]}"
+                    ) from error
                 if told.shape != (len(part), self.net.num_classes):
                     raise ValueError(
-                        f"the net gives logits of shape {tuple(told.shape)} for {len(part)} images "
+                        f"its net gives logits of shape {tuple(told.shape)} for {len(part)} images "
                         f"and {self.net.num_classes} classes"
                     )
                 logits.append(told.numpy())
