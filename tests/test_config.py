@@ -473,6 +473,7 @@ def test_a_wrong_name_among_right_ones_is_found():
         ({"model": None}, "model is None; it must be a mapping of parameters, such as model.name"),
         ({"poison_ratio": True}, "poison_ratio is True; it must be a number at least 0 and below"),
         ({"poison_ratio": math.nan}, "poison_ratio is nan; it must be a number at least 0 and bel"),
+        ({"train": {"recipe": "???"}}, "train.recipe is '???', which is no value"),
         ({"attack_name": ["blend"]}, "attack_name is ['blend']; it must be a text"),
         ({"model_name": {"name": "compact"}}, "model_name is {'name': 'compact'}; it must be a te"),
         ({"seed": 2**63}, "seed is 9223372036854775808; it must be a whole number from 0 to 92233"),

@@ -31,6 +31,9 @@ from counterdoor.params import STAGES, check  # noqa: E402
 from counterdoor.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS  # noqa: E402
 from hostile import main  # noqa: E402
 
+EVERY = 25
+"""Of so many values one is tried with the whole configuration as well."""
+
 NAN, INFINITE = float("nan"), float("inf")
 OTHER_TYPES: tuple[Any, ...] = (True, False, 3, 0.5, "no such", "", "3", [], {}, None)
 EXTREMES: tuple[Any, ...] = (NAN, INFINITE, -INFINITE, 10**30, -(10**30), 1e300)
@@ -210,14 +213,18 @@ def loaded(given: dict[str, Any]) -> str | None:
 
 
 def _of_fields(defaults: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    number = 0
     for field in fields(defaults):
         path = ".".join(map(str, field.path))
         if wrong := refusal(field.base):
             yield f"{path} as it is", f"refused: {wrong}"
             continue
         for value in bad_values(field):
-            told = refusal(_with(field.base, field.path, value))
-            yield f"{path}={value!r}", judge(told, path, value)
+            changed = _with(field.base, field.path, value)
+            yield f"{path}={value!r}", judge(refusal(changed), path, value)
+            number += 1
+            if number % EVERY == 0 and defaults[str(field.path[0])] == field.base[field.path[0]]:
+                yield f"run parameter {path}={value!r}", judge(loaded(changed), path, value)
         if "arguments" not in field.path:
             *place, name = field.path
             misspelt = f"{name}x"

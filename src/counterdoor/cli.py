@@ -45,11 +45,17 @@ def readable(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        from kedro.config import MissingConfigException
         from kedro.io import DatasetError
         from kedro.validation import ParameterValidationError
         from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
 
-        expected = (ValueError, DatasetError, ParameterValidationError, OmegaConfBaseException)
+        expected = (
+            MissingConfigException,
+            *(ValueError, DatasetError, ParameterValidationError),
+            *(OmegaConfBaseException, YAMLError),
+        )
         try:
             return command(*args, **kwargs)
         except expected as error:
@@ -69,7 +75,9 @@ def message(error: Exception) -> str:
         for line in str(error).splitlines()
         if not line.lstrip().startswith(("full_key:", "object_type="))
     ]
-    return "\n".join(lines).removeprefix("ConfigError raised while resolving interpolation: ")
+    text = "\n".join(lines).removeprefix("ConfigError raised while resolving interpolation: ")
+    key = getattr(error, "full_key", None)  # of the configuration library's own errors
+    return f"{key}: {text}" if key and text == lines[0] else text
 
 
 @click.group(name="counterdoor")

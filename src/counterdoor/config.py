@@ -10,6 +10,7 @@ from kedro.config import OmegaConfigLoader
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, ValidationError
 
+from counterdoor.comparison import by_path
 from counterdoor.component import Config
 from counterdoor.refusal import one_line, shown, unknown
 
@@ -167,6 +168,9 @@ class VariantConfigLoader(OmegaConfigLoader):
                     f"{name} is {shown(value)}; it must be a mapping of parameters, such as "
                     f"{name}.{next(iter(valid[name]))}"
                 )
+        for path, value in by_path(given).items():
+            if value == "???":
+                raise ConfigError(f"{path} is '???', which is no value: OmegaConf would ignore it")
         _check_named(valid | given)
 
     def _agree(self, parameters: dict[str, Any]) -> None:
