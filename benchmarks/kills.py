@@ -13,7 +13,6 @@ run as KILLED and no run that goes on. The trainings are short.
 
 import argparse
 import json
-import os
 import random
 import shutil
 import sqlite3
@@ -25,8 +24,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import warm
 from overhead import project_copy
 
 NAMES = ("defended_net.safetensors", "undefended_net.safetensors", "metrics.json")
@@ -35,13 +36,10 @@ MAKING = ".mlflow.db.making-*"
 """The database while it is being made."""
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    """`kedro run` on one thread, so that both processes add up numbers in the same order."""
-    environment = {key: value for key, value in os.environ.items() if "MLFLOW" not in key}
-    environment |= {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "true"}
-    command = [sys.executable, "-m", "kedro", "run", "--params", SHORT]
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=quiet, stderr=quiet)
+def start(folder: Path) -> BaseProcess:
+    """A short ``kedro run`` in a project."""
+    output = folder.parent / f"{folder.name}.txt"
+    return warm.start(folder, "run", "--params", SHORT, output=output)
 
 
 def states(folder: Path) -> list[str]:
@@ -108,10 +106,10 @@ class Undisturbed:
         began = time.monotonic()
         process = start(project_copy(folder))
         seen = []
-        while process.poll() is None:
+        while process.is_alive():
             if making_goes_on(folder):
                 seen.append(time.monotonic() - began)
-        if process.returncode or not seen:
+        if process.exitcode or not seen:
             raise SystemExit("the undisturbed run failed")
         return cls(ends(folder), time.monotonic() - began, (seen[0], seen[-1] - seen[0]))
 
@@ -140,20 +138,22 @@ class Kill:
         since = "the database was begun" if self.making else "the start"
         return f"killed {self.seconds} s after {since}"
 
-    def done(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+    def done(self, process: BaseProcess, folder: Path) -> None:
         """Wait for the moment, and kill."""
-        while self.making and process.poll() is None and not making_goes_on(folder):
+        while self.making and process.is_alive() and not making_goes_on(folder):
             pass
         time.sleep(self.seconds)
         process.kill()
-        process.wait()
+        process.join()
 
 
 def wrong_after(kill: Kill, folder: Path, expected: dict[str, bytes]) -> str | None:
     """Kill a run of a fresh project and start it again; what was wrong, if anything."""
     kill.done(start(project_copy(folder)), folder)
     before = states(folder)
-    if code := start(folder).wait():
+    resumed = start(folder)
+    resumed.join()
+    if code := resumed.exitcode:
         return f"the run could not be resumed: exit code {code}"
     if other := [name for name, ended in ends(folder).items() if ended != expected[name]]:
         return f"ends with another {', '.join(other)}"

@@ -1049,6 +1049,8 @@ def test_killed_and_started_again_it_ends_with_the_same_nets(tmp_path, small):
     expected, _ = undisturbed.communicate()
     assert undisturbed.returncode == 0, expected
     assert final_nets(cut) == final_nets(whole)
+    states = [run.info.status for run in Project(cut).runs()]
+    assert states == ["KILLED", "KILLED", "FINISHED"]  # nobody could write the first two
     assert not (cut / "data" / "checkpoints").exists()
     catalog = Project(cut).catalog()
     for name in default_data_sets(cut):

@@ -24,11 +24,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import warm
 from kills import left_over, states
 from overhead import project_copy
 
 from hostile import main
-from hostile.first_runs import environment
 
 SOON = 12.0
 """Seconds, besides what the same command takes if all is well."""
@@ -40,18 +40,11 @@ Prepare = Callable[[Path], object]
 def kedro(folder: Path, *arguments: str, **variables: str) -> tuple[int, str, float]:
     """Exit code, output and seconds of a command in a project."""
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "kedro", *arguments],
-        cwd=folder,
-        env=environment() | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=600,
-        check=False,
-    )
-    return done.returncode, done.stdout, time.monotonic() - began
+    output = folder.parent / "output.txt"
+    process = warm.start(folder, *arguments, output=output, **variables)
+    code, told = warm.finished(process, output)
+    output.unlink()
+    return code, told, time.monotonic() - began
 
 
 RUN = ("run", "--pipelines", "ingest")

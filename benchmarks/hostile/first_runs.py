@@ -5,45 +5,31 @@
 Every fifth attempt starts four at once. The runs are real, of the first stage.
 """
 
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import warm
 from kills import left_over, states
 from overhead import project_copy
 
 from hostile import main
 
 
-def environment() -> dict[str, str]:
-    """This one's, without the user's store."""
-    kept = {key: value for key, value in os.environ.items() if "MLFLOW" not in key}
-    return kept | {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
-
-
 def wrong_with(folder: Path, runs: int) -> str | None:
     """Start ``runs`` first runs at once in a fresh project; what was wrong, if anything."""
-    command = [sys.executable, "-m", "kedro", "run", "--pipelines", "ingest"]
+    command = ("run", "--pipelines", "ingest", "--params")
+    outputs = [folder.parent / f"output{seed}.txt" for seed in range(runs)]
     started = [
-        subprocess.Popen(
-            [*command, "--params", f"seed={seed}"],
-            cwd=folder,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for seed in range(runs)
+        warm.start(folder, *command, f"seed={seed}", output=output)
+        for seed, output in enumerate(outputs)
     ]
-    outputs = [process.communicate()[0] for process in started]
-    for process, output in zip(started, outputs, strict=True):
-        if process.returncode:
-            return f"exit code {process.returncode}: {output.strip().splitlines()[-1:]}"
+    for code, told in [warm.finished(*each) for each in zip(started, outputs, strict=True)]:
+        if code:
+            return f"exit code {code}: {told.strip().splitlines()[-1:]}"
     found = states(folder)
     if found != ["FINISHED"] * runs:
         return f"the database has {found} of {runs} runs"
