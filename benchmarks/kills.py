@@ -12,11 +12,12 @@ run as KILLED and no run that goes on. The trainings are short.
 """
 
 import argparse
+import io
 import json
+import os
 import random
 import shutil
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,11 +28,22 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pandas as pd
 import warm
 from overhead import project_copy
+from PIL import Image
 
 NAMES = ("defended_net.safetensors", "undefended_net.safetensors", "metrics.json")
-SHORT = "train.recipe.epochs=2,warmup.recipe.epochs=2,relabel.labeler.recipe.epochs=2"
+SMALL = {
+    "globals": {"source_name": "parquet"},
+    "parameters": {
+        "ingest": {"source": {"path": "digits"}, "trusted_share": 0.1},
+        "warmup": {"recipe": {"epochs": 2}},
+        "relabel": {"labeler": {"recipe": {"epochs": 2}}},
+        "train": {"recipe": {"epochs": 3}},
+    },
+}
+"""The configuration of a project: few digits, short trainings."""
 MAKING = ".mlflow.db.making-*"
 """The database while it is being made."""
 
@@ -39,7 +51,32 @@ MAKING = ".mlflow.db.making-*"
 def start(folder: Path) -> BaseProcess:
     """A short ``kedro run`` in a project."""
     output = folder.parent / f"{folder.name}.txt"
-    return warm.start(folder, "run", "--params", SHORT, output=output)
+    return warm.start(folder, "run", output=output)
+
+
+def few_digits() -> bytes:
+    """A Parquet file of 60 real digits a class."""
+    from counterdoor.sources import Digits
+
+    data = Digits()()
+    chosen = [row for each in range(10) for row in (data.labels == each).nonzero()[0][:60]]
+    cells = []
+    for image in data.images_nchw[chosen]:
+        buffer = io.BytesIO()
+        Image.fromarray(image[0]).save(buffer, "PNG")
+        cells.append({"bytes": buffer.getvalue(), "path": None})
+    return pd.DataFrame({"img": cells, "label": data.labels[chosen]}).to_parquet()
+
+
+def project(folder: Path, digits: bytes) -> Path:
+    """A fresh project that runs fast."""
+    project_copy(folder)
+    (folder / "digits").mkdir()
+    (folder / "digits" / "train.parquet").write_bytes(digits)
+    (folder / "conf" / "local").mkdir(exist_ok=True)
+    for name, settings in SMALL.items():
+        (folder / "conf" / "local" / f"{name}.yml").write_text(json.dumps(settings))
+    return folder
 
 
 def states(folder: Path) -> list[str]:
@@ -67,23 +104,30 @@ def ends(folder: Path) -> dict[str, bytes]:
 
 
 def broken_artifacts(folder: Path) -> list[str]:
-    """Names of artifacts that do not load, and of files that were left half-written."""
-    code = (
-        "from pathlib import Path\n"
-        "from kedro.framework.project import pipelines\n"
-        "from kedro.framework.session import KedroSession\n"
-        "from kedro.framework.startup import bootstrap_project\n"
-        "bootstrap_project(Path.cwd())\n"
-        "catalog = KedroSession.create(Path.cwd()).load_context().catalog\n"
-        "made = pipelines['__default__'].all_outputs()\n"
-        "for name in sorted(made & set(catalog.filter())):\n"
-        "    try: catalog.load(name)\n"
-        "    except Exception: print('BROKEN', name)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
-    )
-    return [line.split()[1] for line in done.stdout.splitlines() if line.startswith("BROKEN")]
+    """Names of artifacts that do not load."""
+    output = folder.parent / f"{folder.name}.broken.txt"
+    process = warm.CONTEXT.Process(target=_load_all, args=(folder, output))
+    process.start()
+    process.join()
+    return output.read_text().split() if process.exitcode == 0 else ["no catalog"]
+
+
+def _load_all(folder: Path, output: Path) -> None:
+    from kedro.framework.project import pipelines
+    from kedro.framework.session import KedroSession
+    from kedro.framework.startup import bootstrap_project
+
+    os.chdir(folder)
+    bootstrap_project(folder)
+    catalog = KedroSession.create(folder).load_context().catalog
+    made = pipelines["__default__"].all_outputs()
+    broken = []
+    for name in sorted(made & set(catalog.filter())):
+        try:
+            catalog.load(name)
+        except Exception:  # whatever is wrong with it
+            broken.append(name)
+    output.write_text("\n".join(broken))
 
 
 @dataclass(frozen=True)
@@ -102,9 +146,12 @@ class Undisturbed:
 
     @classmethod
     def run(cls, folder: Path) -> "Undisturbed":
-        """Run it."""
+        """Run it, after the first process has imported everything."""
+        warm.finished(
+            warm.start(folder, "--version", output=folder / "version"), folder / "version"
+        )
         began = time.monotonic()
-        process = start(project_copy(folder))
+        process = start(folder)
         seen = []
         while process.is_alive():
             if making_goes_on(folder):
@@ -148,8 +195,8 @@ class Kill:
 
 
 def wrong_after(kill: Kill, folder: Path, expected: dict[str, bytes]) -> str | None:
-    """Kill a run of a fresh project and start it again; what was wrong, if anything."""
-    kill.done(start(project_copy(folder)), folder)
+    """Kill the first run of a project and start it again; what was wrong, if anything."""
+    kill.done(start(folder), folder)
     before = states(folder)
     resumed = start(folder)
     resumed.join()
@@ -178,12 +225,13 @@ def attempts(
         jobs: trials at a time, a thread each.
         seed: of the moments.
     """
-    undisturbed = Undisturbed.run(work / "whole")
+    digits = few_digits()
+    undisturbed = Undisturbed.run(project(work / "whole", digits))
     draw = random.Random(seed)
     kills = [Kill.draw(number, undisturbed, draw) for number in range(least)]
 
     def trial(number: int) -> tuple[str, str | None]:
-        folder = work / f"cut{number}"
+        folder = project(work / f"cut{number}", digits)
         wrong = wrong_after(kills[number], folder, undisturbed.ends)
         shutil.rmtree(folder)
         return f"{kills[number]}", wrong

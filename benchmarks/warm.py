@@ -7,19 +7,32 @@ import contextlib
 import multiprocessing
 import os
 import sys
+from itertools import product
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from overhead import project_copy
 
 os.environ["OMP_NUM_THREADS"] = "1"  # both processes of a comparison add up in the same order
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = (
     "counterdoor.cli",
+    "counterdoor.io",
+    "counterdoor.pipelines.evaluate.nodes",
+    "counterdoor.pipelines.export.nodes",
+    "counterdoor.pipelines.train.nodes",
     "counterdoor.results",
     "counterdoor.settings",
     "counterdoor.pipelines.warmup.nodes",
     "kedro.framework.cli.cli",
     "kedro.framework.session",
+    "kedro_datasets.json",
+    "kedro_datasets.matplotlib.matplotlib_dataset",
+    "kedro_datasets.pandas.csv_dataset",
+    "kedro_datasets.pandas.parquet_dataset",
+    "kedro_telemetry.plugin",
+    "kedro_viz.integrations.kedro.hooks",
     "mlflow",
     "mlflow.pytorch",
     "mlflow.store.tracking.sqlalchemy_store",
@@ -28,6 +41,10 @@ IMPORTED = (
     "sklearn",
     "torch",
     "torchvision",
+)
+INGEST = (
+    *("run", "--pipelines", "ingest", "--params"),
+    "source_name=image_folder,ingest.source.image_size=28,source_path=images",
 )
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(list(IMPORTED))
@@ -53,6 +70,22 @@ def start(folder: Path, *arguments: str, output: Path, **variables: str) -> Base
     process = CONTEXT.Process(target=_kedro, args=(folder, arguments, output, environment))
     process.start()
     return process
+
+
+def project_of_few_images(folder: Path) -> Path:
+    """A fresh project with the smallest image folder that is data; :data:`INGEST` reads it."""
+    import numpy as np
+    from PIL import Image
+
+    project_copy(folder)
+    draw = np.random.default_rng(0)
+    for part, name in product(("train", "test"), ("cat", "dog")):
+        place = folder / "images" / part / name
+        place.mkdir(parents=True)
+        for number in range(5):
+            pixels = draw.integers(0, 256, (28, 28), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{number}.png")
+    return folder
 
 
 def finished(process: BaseProcess, output: Path) -> tuple[int, str]:

@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import warm
 from kills import left_over, states
-from overhead import project_copy
 
 from hostile import main
 
@@ -47,13 +46,12 @@ def kedro(folder: Path, *arguments: str, **variables: str) -> tuple[int, str, fl
     return code, told, time.monotonic() - began
 
 
-RUN = ("run", "--pipelines", "ingest")
 RESULTS = ("results", "--format", "csv")
 
 
 def not_refused(folder: Path, usual: dict[tuple[str, ...], float], **variables: str) -> str | None:
     """What was wrong with how run and results were refused, if anything."""
-    for command in (RUN, RESULTS):
+    for command in (warm.INGEST, RESULTS):
         code, output, seconds = kedro(folder, *command, **variables)
         lines = output.strip().splitlines()
         told = [line for line in lines if line.startswith("Error: ")]
@@ -69,7 +67,7 @@ def not_refused(folder: Path, usual: dict[tuple[str, ...], float], **variables: 
 
 def not_working(folder: Path, **variables: str) -> str | None:
     """What was wrong with a run that should have worked, if anything."""
-    for command in (RUN, RESULTS):
+    for command in (warm.INGEST, RESULTS):
         code, output, _ = kedro(folder, *command, **variables)
         if code:
             return f"{command[0]}: exit code {code}, {output.strip().splitlines()[-3:]}"
@@ -281,12 +279,12 @@ PATHS = ("p?q", "p#q", "p%q", "p%3Fq", "p q", "pæ中", "p'q", 'p"q', "p&uri=tru
 
 def attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
     """All of the above, and databases cut at random until ``least`` were tried."""
-    first = project_copy(work / "first")
+    first = warm.project_of_few_images(work / "first")
     if wrong := not_working(first):
         raise SystemExit(f"a usual run does not work: {wrong}")
     base = work / "base.db"
     shutil.copy(first / "mlflow.db", base)
-    usual = {command: kedro(first, *command)[2] for command in (RUN, RESULTS)}
+    usual = {command: kedro(first, *command)[2] for command in (warm.INGEST, RESULTS)}
     tried = 0
 
     def fresh(database: bool = True, name: str = "project") -> Path:
@@ -295,7 +293,7 @@ def attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
         folder = work / str(tried) / name
         folder.mkdir(parents=True)
         folder.rmdir()
-        project_copy(folder)
+        warm.project_of_few_images(folder)
         if database:
             shutil.copy(base, folder / "mlflow.db")
         return folder

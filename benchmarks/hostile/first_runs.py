@@ -14,17 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import warm
 from kills import left_over, states
-from overhead import project_copy
 
 from hostile import main
 
 
 def wrong_with(folder: Path, runs: int) -> str | None:
-    """Start ``runs`` first runs at once in a fresh project; what was wrong, if anything."""
-    command = ("run", "--pipelines", "ingest", "--params")
+    """Start ``runs`` first runs at once in a fresh project; what was wrong."""
+    *command, images = warm.INGEST
     outputs = [folder.parent / f"output{seed}.txt" for seed in range(runs)]
     started = [
-        warm.start(folder, *command, f"seed={seed}", output=output)
+        warm.start(folder, *command, f"{images},seed={seed}", output=output)
         for seed, output in enumerate(outputs)
     ]
     for code, told in [warm.finished(*each) for each in zip(started, outputs, strict=True)]:
@@ -42,7 +41,7 @@ def attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
     """Pairs, and fours as every fifth, in fresh projects."""
     for number in range(least):
         runs = 4 if number % 5 == 4 else 2
-        folder = project_copy(work / f"project{number}")
+        folder = warm.project_of_few_images(work / f"project{number}")
         yield f"{runs} first runs at once, {number}", wrong_with(folder, runs)
         shutil.rmtree(folder)
 
