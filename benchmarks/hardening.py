@@ -2,9 +2,9 @@
 
     python benchmarks/hardening.py [--only values models] [--share 1.0] [--json]
 
-Each family is a module of ``benchmarks/hostile``. Printed are how many things were tried, how many
-came out right, the seconds, and a line for each that did not. The exit code is 1 if anything came
-out wrong, or less was tried than :data:`FAMILIES` asks for.
+Each family is a module of ``benchmarks/hostile``, or ``benchmarks/kills.py``. Printed are how many
+things were tried, how many came out right, the seconds, and a line for each that did not. The exit
+code is 1 if anything came out wrong, or less was tried than :data:`FAMILIES` asks for.
 """
 
 import argparse
@@ -34,7 +34,8 @@ FAMILIES = {
 
 def run(family: str, least: int) -> dict[str, object]:
     """Try all that a family has, in an empty folder."""
-    attempts = importlib.import_module(f"hostile.{family}").attempts
+    module = "kills" if family == "kills" else f"hostile.{family}"
+    attempts = importlib.import_module(module).attempts
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         outcomes = list(attempts(Path(folder), least))

@@ -1,7 +1,5 @@
 """Databases, servers and paths that runs cannot be tracked in, or hardly.
 
-    python benchmarks/hostile/databases.py [--least 60]
-
 Each is given to a real ``kedro run`` of the first stage and to ``kedro results``. The right outcome
 is one of two: they work, and the run is in the database of the project; or they are refused in
 one line that says what to do, with nothing written, soon.
@@ -22,12 +20,8 @@ from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import warm
 from kills import left_over, states
-
-from hostile import main
 
 SOON = 12.0
 """Seconds, besides what the same command takes if all is well."""
@@ -332,7 +326,3 @@ def attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
         length = draw.randrange(1, base.stat().st_size)
         cut(length)(folder / "mlflow.db")
         yield f"database: cut after {length} bytes", not_refused(folder, usual)
-
-
-if __name__ == "__main__":
-    main(attempts, 60)

@@ -1,21 +1,14 @@
 """First runs of a project at once, two or four of them: all succeed, and all are tracked.
 
-    python benchmarks/hostile/first_runs.py [--least 20]
-
 Every fifth attempt starts four at once. The runs are real, of the first stage.
 """
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import warm
 from kills import left_over, states
-
-from hostile import main
 
 
 def wrong_with(folder: Path, runs: int) -> str | None:
@@ -44,7 +37,3 @@ def attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
         folder = warm.project_of_few_images(work / f"project{number}")
         yield f"{runs} first runs at once, {number}", wrong_with(folder, runs)
         shutil.rmtree(folder)
-
-
-if __name__ == "__main__":
-    main(attempts, 20)

@@ -1,7 +1,5 @@
 """Folders as downloads, disks and tools leave them: what is read of each, or what is said.
 
-    python benchmarks/hostile/layouts.py [--least N]
-
 With COUNTERDOOR_CASES, a folder of generators of further cases, these are run as well: of each
 that there is (layouts.py, parquet_kinds.py, mixed_formats.py, imbalance_conflict.py) everything
 that it writes is read, or refused in one line.
@@ -349,10 +347,3 @@ def attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
             break
     if "COUNTERDOOR_CASES" in os.environ:
         yield from further(Path(os.environ["COUNTERDOOR_CASES"]), work / "further")
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    from benchmarks.hostile import main
-
-    sys.exit(main(attempts, 50))

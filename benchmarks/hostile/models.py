@@ -1,7 +1,5 @@
 """Model files that somebody else could send: `kedro predict --model` has to refuse each.
 
-    python benchmarks/hostile/models.py [--least N]
-
 A good file is changed in one named way at a time. Each is given to the command with one good
 image, in this process, some by the real command too. Right is: exit code 1, no label, one line
 on standard error that names the file, no traceback. The good file has to answer before and after.
@@ -26,10 +24,6 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import save
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from benchmarks.hostile import main
 
 from counterdoor.cli import cli
 from counterdoor.hardened import Hardened
@@ -502,6 +496,3 @@ BY_COMMAND = (
     "counterdoor.architecture.width is 1000000000",
     "body.0.weight has nan",
 )
-
-if __name__ == "__main__":
-    main(attempts, least=100)

@@ -2,8 +2,6 @@
 
 Each name is that of a file and that of a class. What is read is written and shown as a run does
 it: tables, the page of suspects, the model card, the verdict, figures, `kedro predict`.
-
-    python benchmarks/hostile/names.py [--least N]
 """
 
 import csv
@@ -12,7 +10,6 @@ import json
 import logging
 import os
 import re
-import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -33,9 +30,10 @@ from counterdoor.io import CSVDataset, HardenedDataset, JSONDataset, ParquetData
 from counterdoor.ledger import DROPPED
 from counterdoor.models import DigitsCNN, TrainedNet, build_net
 from counterdoor.params import IngestParams
-from counterdoor.pipelines.export.nodes import list_suspects, show_suspects
+from counterdoor.pipelines.export.nodes import list_suspects
 from counterdoor.pipelines.ingest.nodes import ingest
 from counterdoor.sources.decoding import Form
+from counterdoor.suspects_page import render_suspects
 from counterdoor.verdict import Judge
 
 AT_ONCE = 12
@@ -168,7 +166,8 @@ def problems(root: Path, chosen: Sequence[bytes]) -> dict[bytes, str]:
         suspect=generator.random(len(labels)) < 0.5,
         pseudo_label=pseudo,
     )
-    listed = list_suspects(ledger, table, info)
+    told = list_suspects(read["images"], ledger, table, info)
+    listed = {name: told[name] for name in ("suspects", "cleaned")}
     text = {"file": str, "label": str, "pseudo_label": str}
     for name, found in listed.items():
         kept = {key: value for key, value in text.items() if key in found}
@@ -189,7 +188,9 @@ def problems(root: Path, chosen: Sequence[bytes]) -> dict[bytes, str]:
             if bad := [cell for cell in row.values() if not safe_cell(cell)]:
                 blame(own, f"{name}.csv: {bad[0]!a} is a formula")
         listed[name] = again
-    page = show_suspects(read["images"], ledger, listed["suspects"], info, table)
+    shown = (read["images"], ledger)
+    stored_files = table["file"].tolist()
+    page = render_suspects(*shown, listed["suspects"], info["class_names"], stored_files)
     page.encode("utf-8")
     (data,) = re.findall(r"const data = (\{.*\});", page)
     saved = json.loads(data)  # the button writes these cells, quoted
@@ -198,13 +199,8 @@ def problems(root: Path, chosen: Sequence[bytes]) -> dict[bytes, str]:
         if not safe_cell(cell):
             blame(b"", f"the page saves {cell!a}, a formula")
     plain_names = [f"class {number}" for number in range(len(info["class_names"]))]
-    plain = show_suspects(
-        read["images"],
-        ledger,
-        listed["suspects"].assign(file="x", label="x", pseudo_label="x", reason="x"),
-        info | {"class_names": plain_names},
-        table,
-    )
+    without = listed["suspects"].assign(file="x", label="x", pseudo_label="x", reason="x")
+    plain = render_suspects(*shown, without, plain_names, stored_files)
     if tags_of(page).tags != tags_of(plain).tags:
         blame(b"", f"the page has tags of its names: {tags_of(page).tags - tags_of(plain).tags}")
     written = "".join(tags_of(page).text)
@@ -314,10 +310,3 @@ def attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
                 tried += 1
                 if tried == least:
                     return
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    from benchmarks.hostile import main
-
-    sys.exit(main(attempts, 2 * len(ODD)))

@@ -1,8 +1,6 @@
 """Parquet files that claim too much, and the kinds of columns that people have.
 
 What claims too much is read in a process of its own, whose memory is measured.
-
-    python benchmarks/hostile/parquet.py [--least N]
 """
 
 import io
@@ -309,10 +307,3 @@ def _attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
             tried += 1
         if tried >= least:
             return
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[2]))
-    from benchmarks.hostile import main
-
-    sys.exit(main(attempts, 60))

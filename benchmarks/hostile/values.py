@@ -4,8 +4,6 @@ Every field of every component is found in the models' schemas, and given values
 it: of another type, not finite, out of bounds, empty, misspelt. Its refusal has to be one line
 that names the parameter and the value. Most are tried on the check that a run begins with, some
 with the whole configuration, and some as `kedro run`, which must leave nothing behind.
-
-    python benchmarks/hostile/values.py [--least 500]
 """
 
 import copy
@@ -19,17 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from overhead import project_copy
+
+from counterdoor.config import Named
+from counterdoor.defending import answering
+from counterdoor.given import run_parameters
+from counterdoor.params import STAGES, check
+from counterdoor.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
-
-from overhead import project_copy  # noqa: E402
-
-from counterdoor.config import Named  # noqa: E402
-from counterdoor.defending import answering  # noqa: E402
-from counterdoor.given import run_parameters  # noqa: E402
-from counterdoor.params import STAGES, check  # noqa: E402
-from counterdoor.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS  # noqa: E402
-from hostile import main  # noqa: E402
 
 EVERY = 25
 """Of so many values one is tried with the whole configuration as well."""
@@ -327,7 +323,3 @@ def attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
             yield each
     if tried < least:
         yield "the number of values", f"{tried}, which is less than {least}"
-
-
-if __name__ == "__main__":
-    main(attempts, 500)
