@@ -555,12 +555,19 @@ def test_the_second_run_has_the_variant_of_the_first(project, again, tracked):
     assert second.info.run_id != tracked.info.run_id
 
 
+def notes_of(version, paths):
+    """Where a run that has not read the images itself says which they were."""
+    return {path for path in paths if path.parts[-2:] == ("made_from", f"{version}.json")}
+
+
 @pytest.mark.slow
 def test_evaluate_alone_reads_the_newest_versions(project, first, again, metrics):
     before = project.files()
     version = project.run(["evaluate"])
     assert json.loads(project.find("metrics.json", version).read_text()) == metrics
-    assert {path.parts[0] for path in project.files() - before} == {"08_reporting"}
+    new = project.files() - before
+    (note,) = notes_of(version, new)
+    assert {path.parts[0] for path in new - {note}} == {"08_reporting"}
     (run,) = [run for run in project.runs() if run.data.tags["kedro.run_id"] == version]
     assert run.info.status == "FINISHED"
     assert run.data.tags["kedro.pipelines"] == "evaluate"
@@ -588,7 +595,9 @@ def test_evaluate_alone_reads_the_versions_asked_for(project, first, again, metr
 def test_another_variant_is_written_elsewhere(ingested, first):
     before = {path: (ingested.path / "data" / path).read_bytes() for path in ingested.files()}
     version = ingested.run(["attack"], {"poison_ratio": 0.3})
-    new = ingested.files() - set(before)
+    made = ingested.files() - set(before)
+    new = made - notes_of(version, made)
+    assert len(made) == len(new) + 1
     assert {path.name for path in new} == {
         "images.npy",
         "ledger.parquet",
@@ -793,6 +802,30 @@ def test_a_folder_of_unknown_origin_gives_a_net_the_suspects_and_the_rest(
     assert run.data.tags["kedro.pipelines"] == "defend"
     assert run.data.tags["verdict"] == verdict["answer"]
     assert "asr" not in run.data.metrics
+
+
+@pytest.mark.slow
+def test_stages_do_not_mix_what_two_data_sets_made(other, small):
+    """The images change between two stages; every stage is made again in turn, and it goes on."""
+    source = Path(small["ingest"]["source"]["path"]) / "train.parquet"
+    own = other.path / "images"
+    own.mkdir()
+    copy(source, own)
+    given = {"ingest": {"source": {"path": str(own)}}}
+    other.run(["ingest", "attack", "warmup"], given)
+    pd.read_parquet(source)[::-1].to_parquet(own / "train.parquet")
+    other.run(["ingest"], given)
+    before, runs = other.files(), len(other.runs())
+    for stage, again in ((["warmup"], "attack"), (["detect"], "attack, warmup")):
+        with pytest.raises(DatasetError, match=f"Run again first the stages? {again}, with"):
+            other.run(stage, given)
+    assert other.files() == before
+    assert len(other.runs()) == runs
+    other.run(["attack"], given)
+    with pytest.raises(DatasetError, match="Run again first the stage warmup, with"):
+        other.run(["detect"], given)
+    other.run(["warmup"], given)
+    other.run(["detect"], given)
 
 
 # --- no attack, and the truth --------------------------------------------------------
