@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from counterdoor.duplicates import Duplicates
+from counterdoor.duplicates import Duplicates, held_out_again
 
 
 def test_equal_pictures_under_two_labels_and_under_one(noise):
@@ -21,3 +21,11 @@ def test_one_label_too_many_makes_a_conflict_and_one_pixel_a_difference(noise):
     assert found == Duplicates(((0, 1, 2),), ())
     assert Duplicates.among(noise(5), np.zeros(5, int)) == Duplicates((), ())
     assert Duplicates.among(noise(5)[:0], np.zeros(0, int)) == Duplicates((), ())
+
+
+def test_held_out_pictures_that_are_trained_on_are_counted(noise):
+    images, test = noise(6), np.array(noise(4, seed=1))
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    assert held_out_again(images, labels, test, np.zeros(4, int)) == (0, 0)
+    test[0], test[2] = images[3], images[4]
+    assert held_out_again(images, labels, test, np.array([0, 0, 2, 0])) == (2, 1)

@@ -366,3 +366,14 @@ def test_a_class_that_the_given_test_part_has_not_is_no_matter_of_a_split(given)
     with pytest.raises(ValueError, match="'dog' has no test image; add images of it, or") as raised:
         ingest(params(), 0)
     assert "split" not in str(raised.value)
+
+
+def test_held_out_pictures_that_are_trained_on_are_told(given):
+    data = image_set(test_counts=[3, 3, 3, 3])
+    assert ingest(params(), 0)["info"]["notes"] == []
+    given(data)
+    assert ingest(params(), 0)["info"]["notes"] == []
+    data.test_images_nchw[0] = data.images_nchw[0]
+    given(replace(data, test_labels=(data.test_labels + (data.labels[0] + 1)) % 4))
+    (note,) = ingest(params(), 0)["info"]["notes"]
+    assert note.startswith("1 of 12 held-out pictures are there in the training part")

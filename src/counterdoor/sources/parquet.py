@@ -19,6 +19,7 @@ from counterdoor.names import class_name, plain, shown
 from counterdoor.sources.base import FileSource, ImageSet, image_set
 from counterdoor.sources.cells import contents, is_image, value_of
 from counterdoor.sources.decoding import Content, Decoded, Rejected, read_images
+from counterdoor.sources.footer import BYTE_ARRAY, Chunk, read_footer
 from counterdoor.sources.parts import TESTED, Part, part_of
 
 logger = logging.getLogger(__name__)
@@ -109,10 +110,10 @@ class Parquet(FileSource):
         import pyarrow.parquet as pq
 
         with _readable(file):
-            schema, metadata = pq.read_schema(file), pq.read_metadata(file)
-            features = _features(schema.metadata)
-        images = self._column(file, schema, features, "image_column", IMAGE_COLUMNS)
-        labels = self._column(file, schema, features, "label_column", LABEL_COLUMNS)
+            schema = pq.read_schema(file)
+            features, columns = _features(schema.metadata), list(schema.names)
+        images = self._column(file, columns, features, "image_column", IMAGE_COLUMNS)
+        labels = self._column(file, columns, features, "label_column", LABEL_COLUMNS)
         kind = schema.field(images).type
         if not is_image(kind):
             raise ValueError(
@@ -120,29 +121,33 @@ class Parquet(FileSource):
                 "image is read; it may be a struct of bytes and path, bytes, text (a path or "
                 "Base64), or nested lists of whole numbers. Set ingest.source.image_column"
             )
-        sizes = {name: _check_claims(file, metadata, name) for name in (images, labels)}
+        with _readable(file):
+            sizes = _check_claims(file, (images, labels))
         names = _class_names(features.get(labels), file)
         with _readable(file):
             codes, values = _read_labels(file, labels)
-        return _Table(
-            file, images, codes, _label_values(values, file, labels), names, sizes[images]
-        )
+        return _Table(file, images, codes, _label_values(values, file, labels), names, sizes)
 
     def _column(
-        self, file: Path, schema: Any, features: dict[str, Any], field: str, usual: Sequence[str]
+        self,
+        file: Path,
+        columns: Sequence[str],
+        features: dict[str, Any],
+        field: str,
+        usual: Sequence[str],
     ) -> str:
         """The column that is meant: the one that is set, or else the only one that can be."""
         given = str(getattr(self, field))
-        if given in schema.names:
-            if schema.names.count(given) > 1:
+        if given in columns:
+            if columns.count(given) > 1:
                 raise ValueError(f"{shown(file)} has several columns {given!r}; rename them")
             return given
         wanted = "Image" if field == "image_column" else "ClassLabel"
-        told = [name for name in schema.names if _type(features.get(name)) == wanted]
-        found = told or [name for name in schema.names if name.lower() in usual]
+        told = [name for name in columns if _type(features.get(name)) == wanted]
+        found = told or [name for name in columns if name.lower() in usual]
         if field in self.model_fields_set or len(found) != 1:
             raise ValueError(
-                f"{shown(file)} has no column {given!r}, only {_brief(schema.names)}; set "
+                f"{shown(file)} has no column {given!r}, only {_brief(columns)}; set "
                 "ingest.source.image_column and ingest.source.label_column"
             )
         logger.info("%s: %s is %r", shown(file), field.replace("_", " "), found[0])
@@ -435,39 +440,50 @@ def _label_values(values: list[Any], file: Path, column: str) -> list[int | str 
     return found
 
 
-def _check_claims(file: Path, metadata: Any, column: str) -> _Sizes:
-    """How the column is best read.
+def _check_claims(file: Path, columns: Sequence[str]) -> "_Sizes":
+    """How the first of these columns is best read.
 
     Raises:
-        ValueError: if it claims more than can be in a file of this size.
+        ValueError: if one claims more than can be in a file of this size.
     """
     size = file.stat().st_size
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
+    try:
+        rows, chunks = read_footer(file)
+    except ValueError as error:
+        raise ValueError(_damaged(file, str(error))) from error
     if rows > max(FEW, size):
         raise ValueError(
             f"{shown(file)} claims {rows:,} rows, but has {size:,} bytes: it is damaged, or made "
             "to fill your memory"
         )
-    batch, largest, whole, dictionaries = BATCH, 0, 0, set()
-    for group in groups:
-        for place in range(group.num_columns):
-            chunk = group.column(place)
-            if chunk.path_in_schema.split(".")[0] != column:
-                continue
-            claimed = max(chunk.total_uncompressed_size, 4 * chunk.num_values)
-            whole += claimed
-            if chunk.physical_type == "BYTE_ARRAY" and chunk.path_in_schema.count(".") < 2:
-                dictionaries.add(chunk.path_in_schema)
-            largest = max(largest, claimed)
-            a_row = claimed / max(group.num_rows, 1)
-            batch = max(1, min(batch, int(SMALL / max(a_row, 1))))
-    if whole > max(SMALL, PACKED * size):
-        raise ValueError(
-            f"{shown(file)} claims {whole:,} bytes of column {column!r}, but has {size:,} bytes: "
-            "it is damaged, or made to fill your memory"
-        )
-    return _Sizes(batch, sorted(dictionaries) if largest <= SMALL else [])
+    for column in columns:
+        whole = sum(_claimed(chunk) for chunk in chunks if chunk.path[0] == column)
+        if whole > max(SMALL, PACKED * size):
+            raise ValueError(
+                f"{shown(file)} claims {whole:,} bytes of column {column!r}, but has {size:,} "
+                "bytes: it is damaged, or made to fill your memory"
+            )
+    own = [chunk for chunk in chunks if chunk.path[0] == columns[0]]
+    largest = max((_claimed(chunk) for chunk in own), default=0)
+    a_row = max((_claimed(chunk) / max(chunk.rows, 1) for chunk in own), default=0.0)
+    dictionaries = {
+        ".".join(chunk.path)
+        for chunk in own
+        if chunk.kind == BYTE_ARRAY and len(chunk.path) < 3 and largest <= SMALL
+    }
+    return _Sizes(max(1, min(BATCH, int(SMALL / max(a_row, 1.0)))), sorted(dictionaries))
+
+
+def _claimed(chunk: Chunk) -> int:
+    """Bytes that a chunk takes in memory, about: a number takes at least four with its place."""
+    return max(chunk.size, 4 * chunk.values)
+
+
+def _damaged(file: Path, told: str) -> str:
+    return (
+        f"{shown(file)} cannot be read as Parquet: {shown(told[:300])}. It is damaged, or no "
+        "Parquet file: get it again, or take it out"
+    )
 
 
 @contextmanager
@@ -477,12 +493,12 @@ def _readable(file: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
+    except (
+        *(pa.ArrowException, OSError, MemoryError, OverflowError),
+        *(KeyError, UnicodeDecodeError),  # of columns that footer and schema call differently
+    ) as error:
         told = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{shown(file)} cannot be read as Parquet: {shown(told[:300])}. It is damaged, or no "
-            "Parquet file: get it again, or take it out"
-        ) from error
+        raise ValueError(_damaged(file, told)) from error
 
 
 def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:

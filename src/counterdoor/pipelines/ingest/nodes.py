@@ -8,6 +8,7 @@ import pandas as pd
 
 from counterdoor.component import SIDE
 from counterdoor.content import content_hash
+from counterdoor.duplicates import held_out_again
 from counterdoor.ledger import new_ledger, stratified_rows
 from counterdoor.names import plain, shown
 from counterdoor.params import IngestParams
@@ -59,8 +60,15 @@ def ingest(params: IngestParams, seed: int) -> dict[str, Any]:
             if drawn:
                 remedy = " after the split; add images of it, or change ingest.test_share"
             raise ValueError(f"class {name!r} has no {part} image{remedy}")
+    again, otherwise = held_out_again(images, labels, test_images, test_labels)
+    if again:
+        told = (
+            f"{again:,} of {len(test_labels):,} held-out pictures are there in the training part "
+            f"as well, pixel for pixel, {otherwise:,} of them under another label"
+        )
+        logger.warning("%s", told)
     trusted = np.zeros(len(labels), dtype=bool)
-    rejected, notes = data.rejected, data.notes
+    rejected, notes = data.rejected, (*data.notes, *([told] if again else []))
     if known is None:
         generator = numpy_generator(seed, "ingest/trusted")
         trusted[stratified_rows(labels, params.trusted_share, generator)] = True
