@@ -18,7 +18,7 @@ from pathlib import Path
 FAMILIES = {
     "values": 500,
     "damage": 200,
-    "content": 12,
+    "content": 80,
     "first_runs": 20,
     "databases": 20,
     "kills": 50,

@@ -1,7 +1,5 @@
 """The images of a folder change between two runs: is anything used that older ones made?
 
-    python benchmarks/hostile/content.py [--least 80]
-
 What is learnt or prepared once is made from the images of a folder and kept; the folder is changed;
 the stage that made it is run again. It has to give what it gives where nothing is kept, and to make
 nothing where the content is the same. Then a later stage is run on the newest artifacts, between
@@ -10,7 +8,6 @@ which the folder was read again: whatever is older has to be refused, and nothin
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -23,10 +20,6 @@ from PIL import Image
 from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
-
-from hostile import main  # noqa: E402
-
 CLASSES, EACH, SIZE = ("ant", "bee", "cow"), 12, 14
 SMALL_NET = {
     "model": {"name": "digits_cnn", "width": 1, "hidden": 4},
@@ -431,7 +424,3 @@ def attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
             yield f"{what}, {how}", wrong
     if count < least:
         yield "number of attempts", f"{count} were made, {least} asked for"
-
-
-if __name__ == "__main__":
-    main(attempts, 100)
