@@ -7,7 +7,7 @@ TABLE  := poison_ratio,differs_in,n,undefended_ca,undefended_asr,ca,ca_unstamped
 GRIDS  ?= benchmarks/tables/digits.yml
 JOBS   ?= 1
 
-.PHONY: help install demo test lint types check results-table table mlflow viz bench clean
+.PHONY: help install demo test lint types check results-table table mlflow viz bench hardening clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ bench: install  ## all benchmarks, one JSON object each (about an hour)
 	for name in overhead ingest throughput memory cost kills; do \
 	  $(BIN)/python benchmarks/$$name.py --json || exit 1; \
 	done
+
+hardening: install  ## bad values, damage, kills, hostile files: n tried, n good (hours)
+	$(BIN)/python benchmarks/hardening.py
 
 clean:  ## remove what runs have written, keep the environment
 	rm -rf mlflow.db* .mlflow.db* .runs mlartifacts mlruns .pytest_cache .mypy_cache .ruff_cache
