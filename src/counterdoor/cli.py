@@ -180,15 +180,13 @@ def predict(paths: tuple[Path, ...], file: Path | None, form: str) -> None:
     import numpy as np
     import pandas as pd
     import torch
-    from kedro.io import Version
 
     from counterdoor.io import HardenedDataset
     from counterdoor.sources.decoding import Content, UnreadableError, read_images
     from counterdoor.sources.image_folder import files_below
 
     chosen = file or _newest_hardened()
-    own = {"filepath": str(chosen.parents[1]), "version": Version(chosen.parent.name, None)}
-    hardened = HardenedDataset(**({"filepath": str(file)} if file else own)).load()
+    hardened = HardenedDataset(filepath=str(chosen)).load()
     found: list[tuple[Path, Content]] = []
     for path in paths:
         try:

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from counterdoor.hardened import Hardened
 from counterdoor.io import BytesDataset, HardenedDataset, TrainedNetDataset
-from counterdoor.io.checksum import write_checksum
 from counterdoor.models import DigitsCNN, External, ResNet18, TrainedNet, build_net
 from counterdoor.sources.decoding import Form
 from counterdoor.stamp import Stamp
@@ -96,7 +95,6 @@ def test_a_file_without_label_map_and_mirror_is_read(dataset, file, noise):
     assert header.pop("label_map", "none there") is None
     assert header.pop("mirror") is False
     save_file(dict(trained.state), file, {"counterdoor": json.dumps(header)})
-    write_checksum(file, file)
     assert dataset.load().label_map is None
     assert not dataset.load().mirror
 
@@ -256,7 +254,6 @@ def test_a_description_that_was_changed_by_hand_is_refused(dataset, file, noise,
         header = json.loads(opened.metadata()["counterdoor"])
         state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     save_file(state, file, {"counterdoor": json.dumps(header | change)})
-    write_checksum(file, file)
     with pytest.raises(DatasetError, match="cannot be read"):
         dataset.load()
 
@@ -414,7 +411,6 @@ def check_refused(dataset, reason):
 def test_one_of_a_runs_own_gets_the_advice_for_those(dataset, file, noise):
     dataset.save(net_of(noise(9)))
     file.write_bytes(file.read_bytes()[:-1])
-    write_checksum(file, file)
     with pytest.raises(
         DatasetError, match=r"cannot be read: its tensors take .* delete the folder"
     ):

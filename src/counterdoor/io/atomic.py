@@ -8,8 +8,6 @@ from kedro.io import AbstractVersionedDataset, DatasetError, Version
 from kedro_datasets import json, matplotlib, pandas, text
 from matplotlib.figure import Figure
 
-from counterdoor.io.checksum import NAME, verify, write_checksum
-
 T = TypeVar("T")
 
 
@@ -36,9 +34,9 @@ class LocalFile(AbstractVersionedDataset[T, T], Generic[T]):
 class AtomicSave:
     """Mixin for a versioned data set: write under a hidden name, then rename.
 
-    Put it before the data set class in the bases. A version gets its checksum beside it. A
-    reader, and a run that looks for the newest version, sees the whole file or none. What a data
-    set has saved it loads, also where another run has saved a newer version meanwhile.
+    Put it before the data set class in the bases. A reader, and a run that looks
+    for the newest version, sees the whole file or none. What a data set has saved it
+    loads, also where another run has saved a newer version meanwhile.
     """
 
     _staging = False
@@ -61,15 +59,11 @@ class AtomicSave:
         try:
             partial.parent.mkdir(parents=True, exist_ok=True)
             super().save.__wrapped__(self, data)  # type: ignore[misc]
-            if self._version is not None:
-                write_checksum(partial, final)
             partial.replace(final)
             if self._version is not None:
                 self._version = Version(final.parent.name, self._version.save)
         except BaseException:
             partial.unlink(missing_ok=True)
-            if self._version is not None and not final.exists():
-                final.with_name(NAME).unlink(missing_ok=True)
             with suppress(OSError):
                 for folder in made:
                     folder.rmdir()
@@ -79,9 +73,7 @@ class AtomicSave:
 
 
 class ReadableErrors:
-    """Mixin: a file that cannot be read names itself and the remedy, a version is verified."""
-
-    _version: Version | None
+    """Mixin: a file that cannot be read names itself and the remedy."""
 
     def load(self) -> Any:
         """Load the version that the run resolved.
@@ -92,8 +84,6 @@ class ReadableErrors:
         """
         path = Path(self._get_load_path())  # type: ignore[attr-defined]
         try:
-            if self._version is not None:
-                verify(path)
             return super().load.__wrapped__(self)  # type: ignore[misc]
         except DatasetError:
             raise
