@@ -98,9 +98,11 @@ class Project:
         return sorted(found, key=lambda run: run.info.start_time)
 
     def files(self, version=None):
-        """Artifacts on disk, relative to ``data``."""
+        """Artifacts on disk, relative to ``data``; beside each is its checksum."""
         data = self.path / "data"
-        found = {path.relative_to(data) for path in data.rglob("*") if path.is_file()}
+        files = {path.relative_to(data) for path in data.rglob("*") if path.is_file()}
+        found = {path for path in files if path.suffix != ".sha256"}
+        assert {path.with_name(f"{path.name}.sha256") for path in found} == files - found
         return {path for path in found if version is None or path.parts[-2] == version}
 
     def find(self, name, version):

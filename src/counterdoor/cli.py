@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+    from counterdoor.io import HardenedDataset
+
 WIDE = ("started", "undefended_ba", "ca_drop", "ca_drop_worst_class")
 """Columns that the printed table leaves out unless asked for."""
 
@@ -185,8 +187,8 @@ def predict(paths: tuple[Path, ...], file: Path | None, form: str) -> None:
     from counterdoor.sources.decoding import Content, UnreadableError, read_images
     from counterdoor.sources.image_folder import files_below
 
-    chosen = file or _newest_hardened()
-    hardened = HardenedDataset(filepath=str(chosen)).load()
+    saved = HardenedDataset(filepath=str(file)) if file else _newest_hardened()
+    hardened, chosen = saved.load(), saved._get_load_path()
     found: list[tuple[Path, Content]] = []
     for path in paths:
         try:
@@ -222,15 +224,26 @@ def predict(paths: tuple[Path, ...], file: Path | None, form: str) -> None:
         sys.exit(1)
 
 
-def _newest_hardened() -> Path:
-    found = project_path().glob("data/06_models/**/hardened.safetensors/*/hardened.safetensors")
-    newest = max(found, key=lambda each: each.parent.name, default=None)
+def _newest_hardened() -> "HardenedDataset":
+    """The hardened net that was saved last in this project, as a version with its checksum."""
+    from kedro.io import Version
+
+    from counterdoor.io import HardenedDataset
+
+    name = "hardened.safetensors"
+    found = {each.parents[1] for each in project_path().glob(f"data/06_models/**/{name}/*/*")}
+    saved = [HardenedDataset(filepath=str(each), version=Version(None, None)) for each in found]
+    newest = max((each for each in saved if each.exists()), key=_version, default=None)
     if newest is None:
         raise ValueError(
             "there is no exported net in this project: `kedro run --pipelines export` writes one "
             "after a `kedro run` with the same parameters; or name a file with --model"
         )
     return newest
+
+
+def _version(dataset: "HardenedDataset") -> str:
+    return dataset.resolve_load_version() or ""
 
 
 @cli.command(name="attacks-page")

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class PreflightHooks:
         ensure_choices_agree(pipeline, catalog)
         for name in sorted(pipeline.outputs() | pipeline.all_outputs()):
             ensure_writable(catalog[name])
-        for name in sorted(pipeline.inputs()):
+        for name in sorted(needed(pipeline, catalog, run_params)):
             if not name.startswith("params:") and name != "parameters":
                 ensure_readable(name, catalog)
 
@@ -95,8 +96,16 @@ def ensure_writable(dataset: Any) -> None:
         ) from error
 
 
+def needed(pipeline: Pipeline, catalog: DataCatalog, run_params: Mapping[str, Any]) -> set[str]:
+    """Names of what a run may read from disk: its inputs, and what it would not make again."""
+    names = pipeline.inputs()
+    if run_params.get("only_missing_outputs"):
+        names |= {name for name in pipeline.all_outputs() if catalog.exists(name)}
+    return names
+
+
 def ensure_readable(name: str, catalog: DataCatalog) -> None:
-    """Raise ``DatasetError`` unless the artifact ``name`` is there and whole."""
+    """Raise ``DatasetError`` unless the artifact ``name`` is there and as it was saved."""
     try:
         catalog.load(name)
     except DatasetError as error:

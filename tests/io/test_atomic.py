@@ -5,12 +5,14 @@ import os
 import resource
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import copy, copytree, rmtree
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from kedro.io import DatasetError, Version
+from kedro.io.core import VersionNotFoundError
 from matplotlib.figure import Figure
 
 from counterdoor.io import (
@@ -124,8 +126,10 @@ def test_a_version_is_a_folder_of_its_own_and_the_newest_is_loaded(tmp_path, nam
         name,
         f"{name}/{FIRST}",
         f"{name}/{FIRST}/{name}",
+        f"{name}/{FIRST}/{name}.sha256",
         f"{name}/{SECOND}",
         f"{name}/{SECOND}/{name}",
+        f"{name}/{SECOND}/{name}.sha256",
     ]
     assert (tmp_path / "a" / name / FIRST / name).read_bytes() == first
     assert (tmp_path / "a" / name / SECOND / name).read_bytes() != first
@@ -154,7 +158,8 @@ def test_a_version_is_never_written_over(tmp_path, name):
     with pytest.raises(DatasetError, match="must not exist"):
         dataset(tmp_path, name, FIRST).save(KINDS[name][1](2))
     assert (tmp_path / "a" / name / FIRST / name).read_bytes() == before
-    assert len(files(tmp_path / "a" / name)) == 2
+    assert len(files(tmp_path / "a" / name)) == 3
+    assert dataset(tmp_path, name).load() is not None
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -172,7 +177,7 @@ def test_nothing_under_the_final_name_until_all_is_written(tmp_path, name, monke
     (partial, size, there), *others = seen
     assert not others
     assert partial.name == f".{name}.partial"
-    assert there == [FIRST, f"{FIRST}/.{name}.partial"]
+    assert there == [FIRST, f"{FIRST}/.{name}.partial", f"{FIRST}/{name}.sha256"]
     assert size == (tmp_path / "a" / name / FIRST / name).stat().st_size
 
 
@@ -245,7 +250,7 @@ def test_one_data_set_saves_again_after_a_failure(tmp_path, name):
     with full_disk(), pytest.raises(DatasetError):
         kept.save(KINDS[name][1]())
     kept.save(KINDS[name][1]())
-    assert files(tmp_path / "a" / name) == [FIRST, f"{FIRST}/{name}"]
+    assert files(tmp_path / "a" / name) == [FIRST, f"{FIRST}/{name}", f"{FIRST}/{name}.sha256"]
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -255,6 +260,8 @@ def test_a_leftover_of_a_killed_process_is_no_version(tmp_path, name):
     folder = tmp_path / "a" / name / SECOND
     folder.mkdir()
     (folder / f".{name}.partial").write_bytes(b"half of")
+    assert dataset(tmp_path, name).resolve_load_version() == FIRST
+    (folder / f"{name}.sha256").write_text("what it would have been")
     assert dataset(tmp_path, name).resolve_load_version() == FIRST
 
 
@@ -294,6 +301,174 @@ def test_a_file_of_another_kind_names_itself(tmp_path, name):
     assert str(file) in str(caught.value)
 
 
+def refused(data):
+    """What the refusal says, which is one line and names the file and the remedy."""
+    with pytest.raises(DatasetError) as caught:
+        data.load()
+    text = str(caught.value)
+    path = str(data._get_load_path())
+    assert text.startswith(f"{path} cannot be read: ")
+    assert "run again the pipeline that makes it" in text
+    assert "\n" not in text
+    return text.removeprefix(f"{path} cannot be read: ").partition(". The file is damaged")[0]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_flipped_bit_anywhere_is_found(tmp_path, name):
+    dataset(tmp_path, name, FIRST).save(KINDS[name][1]())
+    file = tmp_path / "a" / name / FIRST / name
+    whole = file.read_bytes()
+    for place in np.linspace(0, len(whole) - 1, 20).astype(int):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(place) % 8
+        file.write_bytes(flipped)
+        assert refused(dataset(tmp_path, name)) == "its SHA-256 is not that of what was saved"
+    file.write_bytes(whole)
+    assert dataset(tmp_path, name).load() is not None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_version_in_the_place_of_another_is_found(tmp_path, name):
+    for version, seed in ((FIRST, 1), (SECOND, 2)):
+        dataset(tmp_path, name, version).save(KINDS[name][1](seed))
+    folder = tmp_path / "a" / name
+    copy(folder / FIRST / name, folder / SECOND / name)
+    assert refused(dataset(tmp_path, name)).startswith(("its SHA-256", "it has "))
+    rmtree(folder / SECOND)
+    copytree(folder / FIRST, folder / SECOND)  # the checksum, too
+    assert refused(dataset(tmp_path, name)) == f"its checksum is that of version {FIRST!r}"
+
+
+@pytest.mark.parametrize("change", ["layer", "variant", "name"])
+def test_an_artifact_in_the_place_of_another_is_found_though_its_checksum_came_along(
+    tmp_path, change
+):
+    places = {
+        "own": "02_a/x/s0/images.npy",
+        "layer": "03_a/x/s0/images.npy",
+        "variant": "02_a/x/s1/images.npy",
+        "name": "02_a/x/s0/test_images.npy",
+    }
+
+    def at(which, save=None):
+        path = str(tmp_path / "data" / places[which])
+        return ImagesDataset(filepath=path, version=Version(None, save))
+
+    at(change, FIRST).save(make_images(2))
+    at("own", FIRST).save(make_images(1))
+    other, own = (Path(at(which)._get_load_path()) for which in (change, "own"))
+    copy(other, own)
+    copy(f"{other}.sha256", f"{own}.sha256")
+    assert refused(at("own")) == (
+        f"its checksum is that of {places[change]!r}, not of {places['own']!r}"
+    )
+
+
+def test_a_project_may_be_moved_whole(tmp_path):
+    path = tmp_path / "data" / "here" / "data" / "02_a" / "images.npy"
+    ImagesDataset(filepath=str(path), version=Version(None, FIRST)).save(make_images())
+    (tmp_path / "data" / "here").rename(tmp_path / "there")
+    moved = tmp_path / "there" / "data" / "02_a" / "images.npy"
+    same(ImagesDataset(filepath=str(moved), version=Version(None, None)).load(), make_images())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_checksum_that_is_gone_or_edited_is_found(tmp_path, name):
+    dataset(tmp_path, name, FIRST).save(KINDS[name][1]())
+    sidecar = tmp_path / "a" / name / FIRST / f"{name}.sha256"
+    whole = sidecar.read_text()
+    for edited in ("", "x", whole + "\n", whole.upper(), whole.replace("{", "[1,"), "# 1\n2  3"):
+        sidecar.write_text(edited)
+        assert refused(dataset(tmp_path, name)) == f"its checksum {name}.sha256 is itself damaged"
+    sidecar.write_bytes(b"\xff\xfe" + os.urandom(300_000))
+    assert "is itself damaged" in refused(dataset(tmp_path, name))
+    sidecar.unlink()
+    assert f"its checksum {name}.sha256 is not beside it" in refused(dataset(tmp_path, name))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_what_is_no_file_is_named_and_not_opened(tmp_path, name, kind):
+    for version in (FIRST, SECOND):
+        dataset(tmp_path, name, version).save(KINDS[name][1]())
+    whole = tmp_path / "a" / name / SECOND / name
+    put = {
+        "folder": lambda at: at.mkdir(),
+        "pipe": os.mkfifo,
+        "link": lambda at: at.symlink_to(tmp_path / "a" / name / FIRST / name),
+    }[kind]
+    for damaged in (whole, whole.with_name(f"{name}.sha256")):
+        damaged.rename(tmp_path / "kept")
+        put(damaged)
+        assert dataset(tmp_path, name).exists()
+        expected = f"in the place of {damaged.name} is a {kind}, not a file"
+        assert refused(dataset(tmp_path, name)) == expected
+        damaged.rmdir() if kind == "folder" else damaged.unlink()
+        (tmp_path / "kept").rename(damaged)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_that_is_lost_is_not_taken_for_the_version_before(tmp_path, name):
+    for version in (FIRST, SECOND):
+        dataset(tmp_path, name, version).save(KINDS[name][1]())
+    (tmp_path / "a" / name / SECOND / name).unlink()
+    assert refused(dataset(tmp_path, name)) == "it is not there"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_else_lies_in_the_folder_is_no_version(tmp_path, name):
+    folder = tmp_path / "a" / name
+    folder.mkdir(parents=True)
+    (folder / ".DS_Store").write_bytes(b"x")
+    (folder / "notes").write_bytes(b"x")
+    (folder / "zoo").mkdir()
+    (folder / "zoo" / name).write_bytes(b"x")
+    (folder / f"{THIRD}.bak").mkdir()
+    (folder / f"{THIRD}.bak" / name).write_bytes(b"x")
+    (folder / THIRD).write_bytes(b"x")
+    assert not dataset(tmp_path, name).exists()
+    with pytest.raises(VersionNotFoundError):
+        dataset(tmp_path, name).load()
+    dataset(tmp_path, name, FIRST).save(KINDS[name][1]())
+    assert dataset(tmp_path, name).list_versions(full_path=False) == [FIRST]
+    assert dataset(tmp_path, name).load() is not None
+    assert refused(dataset(tmp_path, name, load="zoo")).startswith("its checksum")
+    with pytest.raises(DatasetError, match=f"has no version {THIRD}; there is {FIRST}$"):
+        dataset(tmp_path, name, load=THIRD).load()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_in_the_place_of_all_versions_is_named(tmp_path, name):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / name).write_bytes(b"x")
+    for look in (dataset(tmp_path, name).load, dataset(tmp_path, name).exists):
+        with pytest.raises(DatasetError) as caught:
+            look()
+        assert str(caught.value).startswith(f"{tmp_path / 'a' / name}, the folder of an artifact's")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_place_with_signs_of_a_pattern_is_found(tmp_path):
+    path = str(tmp_path / "what? [a-b] *" / "images.npy")
+    ImagesDataset(filepath=path, version=Version(None, FIRST)).save(make_images())
+    same(ImagesDataset(filepath=path, version=Version(None, None)).load(), make_images())
+
+
+def test_a_file_that_is_no_version_needs_no_checksum(tmp_path):
+    """Such as the model that somebody was sent."""
+    dataset(tmp_path, "net.safetensors", FIRST).save(make_net())
+    sent = tmp_path / "sent.safetensors"
+    copy(tmp_path / "a" / "net.safetensors" / FIRST / "net.safetensors", sent)
+    same(TrainedNetDataset(filepath=str(sent)).load(), make_net())
+    (tmp_path / "link").symlink_to(sent)
+    same(TrainedNetDataset(filepath=str(tmp_path / "link")).load(), make_net())
+    TextDataset(filepath=str(tmp_path / "own.txt")).save("text")
+    assert not list(tmp_path.glob("*.sha256"))
+    sent.unlink()
+    os.mkfifo(sent)
+    assert "is a pipe, not a file" in refused(TrainedNetDataset(filepath=str(sent)))
+
+
 @pytest.mark.parametrize("name", CHECKED)
 def test_the_remedy_works(tmp_path, name):
     for version, seed in ((FIRST, 1), (SECOND, 2)):
@@ -302,8 +477,7 @@ def test_the_remedy_works(tmp_path, name):
     os.truncate(folder / name, 5)
     with pytest.raises(DatasetError):
         dataset(tmp_path, name).load()
-    (folder / name).unlink()
-    folder.rmdir()
+    rmtree(folder)
     same(dataset(tmp_path, name).load(), KINDS[name][1](1))
 
 

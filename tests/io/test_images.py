@@ -19,13 +19,12 @@ def dataset(tmp_path):
 
 @pytest.fixture
 def put(tmp_path):
-    """Puts bytes where the data set looks for its newest version."""
+    """Puts bytes where a data set without versions, and so without checksums, looks."""
 
     def write(content):
-        folder = tmp_path / "images.npy" / SAVED
-        folder.mkdir(parents=True)
-        with (folder / "images.npy").open("wb") as file:
+        with (tmp_path / "put.npy").open("wb") as file:
             content(file)
+        return ImagesDataset(filepath=str(tmp_path / "put.npy"))
 
     return write
 
@@ -96,8 +95,8 @@ def test_other_arrays_are_not_saved(dataset, name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_other_arrays_are_not_loaded(dataset, put, name):
-    put(lambda file: np.save(file, BAD[name]))
+def test_other_arrays_are_not_loaded(put, name):
+    dataset = put(lambda file: np.save(file, BAD[name]))
     with pytest.raises(DatasetError, match=r"not uint8 of shape \(N, C, H, W\)") as caught:
         dataset.load()
     assert str(BAD[name].shape) in str(caught.value)
@@ -131,8 +130,8 @@ def test_the_trap_works():
     ],
     ids=["object array", "pickle", "archive"],
 )
-def test_pickles_and_archives_are_refused_and_nothing_is_run(dataset, put, content):
-    put(content)
+def test_pickles_and_archives_are_refused_and_nothing_is_run(put, content):
+    dataset = put(content)
     with pytest.raises(DatasetError, match="cannot be read"):
         dataset.load()
     assert not Trap.sprung

@@ -59,7 +59,7 @@ def test_a_cache_is_none_until_there_is_a_version_and_then_the_newest(tmp_path):
 
 def test_a_damaged_cache_is_told(tmp_path):
     dataset(tmp_path).save(TENSORS)
-    (file,) = tmp_path.glob("*/*/*.safetensors")
+    (file,) = tmp_path.glob("*/*/x.safetensors")
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(DatasetError, match="damaged or incomplete: delete the folder"):
         dataset(tmp_path, CachedTensorsDataset).load()
