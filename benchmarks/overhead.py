@@ -3,7 +3,8 @@
 Both are whole processes, start-up and imports included, run in turn (A B A B …) on the
 embedded default. The bare one calls the library's functions in order and writes nothing.
 The Kedro one starts each time from a project without data and without MLflow store, which
-is its worst case: the first run makes the store.
+is its worst case: the first run makes the store. In that run the artifacts' checksums are timed,
+those written with each and those verified before each is read.
 
     python benchmarks/overhead.py [--runs 3] [--json]
 

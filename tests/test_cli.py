@@ -16,6 +16,7 @@ import click
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from kedro.io import Version
 from omegaconf import OmegaConf
 from PIL import Image
 from pydantic import ValidationError
@@ -771,3 +772,36 @@ def test_predict_takes_any_name_and_one_odd_file_leaves_the_others(digits, tmp_p
             found = {os.fsencode(Path(original(row["file"])).name) for row in rows}
             assert found == set(names)
             assert {row["label"] for row in rows} <= {"=1+1", "'=1+1", "[red]"}
+
+
+def test_predict_takes_the_net_that_was_saved_last_and_verifies_it(tmp_path, noise, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    images = noise(4)
+    model = DigitsCNN(width=2, hidden=4)
+    state = build_net(model, images, 2, seed=0, stream="x").state_dict()
+    files = []
+    for second, variant in ((1, "b"), (2, "a")):
+        path = tmp_path / "data" / "06_models" / variant / "s0" / "hardened.safetensors"
+        version = f"2024-01-01T00.00.0{second}.000Z"
+        names = (f"{variant}0", f"{variant}1")
+        net = TrainedNet.of(model, images, 2, state, None)
+        hardened = Hardened(net, names, Form((12, 12), "L"))
+        HardenedDataset(filepath=str(path), version=Version(None, version)).save(hardened)
+        files.append(path / version / path.name)
+    stray = files[1].parents[1] / "zoo" / files[1].name
+    stray.parent.mkdir()
+    copy(files[0], stray)
+    Image.fromarray(images[0, 0]).save(tmp_path / "x.png")
+    told = CliRunner().invoke(cli, ["predict", "x.png", "--format", "json"])
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.stdout)[0]["label"] in ("a0", "a1")
+    content = bytearray(files[1].read_bytes())
+    content[-1] ^= 1
+    files[1].write_bytes(content)
+    told = CliRunner().invoke(cli, ["predict", "x.png", "--format", "json"])
+    assert told.exit_code == 1
+    assert f"{files[1]} cannot be read: its SHA-256 is not that of what was saved" in told.stderr
+    named = CliRunner().invoke(cli, ["predict", "x.png", "--model", str(stray)])
+    assert named.exit_code == 0, named.output

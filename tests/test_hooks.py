@@ -4,8 +4,8 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from kedro.io import DataCatalog, MemoryDataset
-from kedro.pipeline import Pipeline
+from kedro.io import DataCatalog, DatasetError, MemoryDataset, Version
+from kedro.pipeline import Pipeline, node, pipeline
 
 from counterdoor.checkpoint import Checkpoint, SharedResult
 from counterdoor.config import STAGES
@@ -21,8 +21,11 @@ from counterdoor.hooks import (
     ProgressHooks,
     ensure_choices_agree,
     ensure_nothing_is_known,
+    ensure_readable,
     ensure_truth_is_given,
+    needed,
 )
+from counterdoor.io import TextDataset
 from counterdoor.labelers import Drop
 from counterdoor.labelers import Oracle as TrueLabels
 from counterdoor.params import AttackParams, IngestParams
@@ -282,3 +285,40 @@ def test_what_does_not_go_together_is_refused_before_the_data_are_read(changed, 
             ensure_choices_agree(stage.create_pipeline(), choices(**changed))
         ensure_choices_agree(stage.create_pipeline(), choices(**changed, defence={"name": "none"}))
     ensure_choices_agree(ingest.create_pipeline(), DataCatalog())  # needs none of them
+
+
+def chain(tmp_path):
+    """The catalog and the nodes of a → b → c, of which a and b are on disk."""
+    data_sets = {
+        name: TextDataset(
+            filepath=str(tmp_path / "data" / f"{name}.txt"),
+            version=Version(None, "2024-01-01T00.00.01.000Z"),
+        )
+        for name in "abc"
+    }
+    for name in "ab":
+        data_sets[name].save(name)
+
+    def same(text: str) -> str:
+        return text
+
+    nodes = pipeline([node(same, "a", "b", name="to_b"), node(same, "b", "c", name="to_c")])
+    return DataCatalog(data_sets), nodes
+
+
+def test_what_a_run_would_not_make_again_is_verified_too(tmp_path):
+    catalog, nodes = chain(tmp_path)
+    assert needed(nodes, catalog, {}) == {"a"}
+    assert needed(nodes, catalog, {"only_missing_outputs": True}) == {"a", "b"}
+
+
+def test_damage_is_told_as_it_is_and_not_as_something_missing(tmp_path):
+    catalog, _ = chain(tmp_path)
+    ensure_readable("a", catalog)
+    (file,) = tmp_path.rglob("a.txt/*/a.txt")
+    file.write_text("A")
+    with pytest.raises(DatasetError) as caught:
+        ensure_readable("a", catalog)
+    assert str(caught.value).startswith(f"{file} cannot be read: its SHA-256 is not that of what")
+    with pytest.raises(DatasetError, match="this run needs 'c', which is not on disk"):
+        ensure_readable("c", catalog)
