@@ -370,7 +370,6 @@ def test_a_class_that_the_given_test_part_has_not_is_no_matter_of_a_split(given)
 
 def test_held_out_pictures_that_are_trained_on_are_told(given):
     data = image_set(test_counts=[3, 3, 3, 3])
-    assert ingest(params(), 0)["info"]["notes"] == []
     given(data)
     assert ingest(params(), 0)["info"]["notes"] == []
     data.test_images_nchw[0] = data.images_nchw[0]
