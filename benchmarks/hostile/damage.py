@@ -3,8 +3,6 @@
 Each damage is done to one artifact of a small digits run and undone after. The run that needs it
 has to be refused before its first node, in one line that names the file. A few are started as a
 user does it, as processes of their own.
-
-    python benchmarks/hostile/damage.py [--least 200]
 """
 
 import os
@@ -17,12 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from overhead import project_copy
 from PIL import Image
-
-from hostile import main
 
 SMALL = {
     "warmup": {"recipe": {"epochs": 1}},
@@ -339,7 +333,3 @@ def attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
     ):
         wrong = as_a_user(project, by_name[name], damage, command)
         yield f"kedro {' '.join(command[:3])}: {damage.__name__} {name}", wrong
-
-
-if __name__ == "__main__":
-    main(attempts, 200)

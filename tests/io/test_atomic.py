@@ -401,7 +401,7 @@ def test_what_is_no_file_is_named_and_not_opened(tmp_path, name, kind):
         damaged.rename(tmp_path / "kept")
         put(damaged)
         assert dataset(tmp_path, name).exists()
-        expected = f"in the place of {damaged.name} is a {kind}, not a file"
+        expected = f"it is a {kind}, not a file"
         assert refused(dataset(tmp_path, name)) == expected
         damaged.rmdir() if kind == "folder" else damaged.unlink()
         (tmp_path / "kept").rename(damaged)

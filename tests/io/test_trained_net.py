@@ -241,7 +241,7 @@ def test_the_file_is_a_table_of_tensors_and_a_description(dataset, file, noise):
 def test_a_foreign_safetensors_file_is_refused(sent, file):
     file.parent.mkdir(parents=True)
     save_file({"weight": torch.zeros(2)}, file)
-    with pytest.raises(DatasetError, match="cannot be read") as caught:
+    with pytest.raises(DatasetError, match="cannot be used as a net") as caught:
         sent.load()
     assert str(file) in str(caught.value)
 
@@ -260,7 +260,7 @@ def test_a_description_that_was_changed_by_hand_is_refused(dataset, sent, file, 
         header = json.loads(opened.metadata()["counterdoor"])
         state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     save_file(state, file, {"counterdoor": json.dumps(header | change)})
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="cannot be used as a net"):
         sent.load()
 
 
@@ -337,12 +337,18 @@ DIGITS = {"name": "digits_cnn", "width": 3, "hidden": 5}
 @pytest.mark.parametrize(
     ("net", "reason"),
     [
-        ({"architecture": DIGITS | {"width": 10**9}}, "architecture.width is 1000000000"),
+        (
+            {"architecture": DIGITS | {"width": 10**9}},
+            "width: Input should be less than or equal to 4096",
+        ),
         ({"architecture": DIGITS | {"width": True}}, "width: Input should be a valid integer"),
         ({"architecture": DIGITS | {"hidden": 6}}, r"its net takes F32 \(6, 294\)"),
         ({"architecture": {"name": "resnet18"}}, "its net lacks the weights body.bn1.bias"),
         ({"num_classes": 5, "label_map": None}, r"its net takes F32 \(5, 5\)"),
-        ({"num_classes": 10**9, "label_map": None}, "its num_classes is 1000000000"),
+        (
+            {"num_classes": 10**9, "label_map": None},
+            "num_classes: Input should be less than or equal to 1000000,",
+        ),
         ({"image_shape": [10**9, 12, 12]}, "image_shape.0: Input should be less than"),
         ({"image_shape": [1, 12, 10**9]}, "image_shape.2: Input should be less than"),
         ({"image_shape": [3, 12, 12]}, r"its mean is F32 \(1,\), but its net takes F32 \(3,\)"),
@@ -418,7 +424,7 @@ def test_one_of_a_runs_own_gets_the_advice_for_those(dataset, file, noise):
     dataset.save(net_of(noise(9)))
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(
-        DatasetError, match=r"cannot be read: its tensors take .* delete the folder"
+        DatasetError, match=r"cannot be read: it has \d+ bytes, .* delete the folder"
     ):
         dataset.load()
 

@@ -64,13 +64,18 @@ def regular(file: Path) -> os.stat_result:
     """The state of ``file``, which is looked at and not opened: a pipe would never answer.
 
     Raises:
-        Damage: if it is anything but a file.
+        DamageError: if it is anything but a file; a link is none.
+        FileNotFoundError: if there is nothing.
     """
     state = file.lstat()
     if not stat.S_ISREG(state.st_mode):
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe"}
-        kind = kinds.get(stat.S_IFMT(state.st_mode), "a device or socket")
-        raise DamageError(f"in the place of {file.name} is {kind}, not a file")
+        kinds = {
+            stat.S_IFDIR: "a folder",
+            stat.S_IFLNK: "a link",
+            stat.S_IFIFO: "a pipe",
+            stat.S_IFSOCK: "a socket",
+        }
+        raise DamageError(f"it is {kinds.get(stat.S_IFMT(state.st_mode), 'a device')}, not a file")
     return state
 
 

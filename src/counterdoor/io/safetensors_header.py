@@ -3,13 +3,13 @@
 import json
 import math
 import os
-import stat
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from counterdoor.component import Config
+from counterdoor.io.checksum import regular
 
 MAX_HEADER = 4 * 2**20
 """Bytes; ours are a few thousand, and a thousand times as many with twenty thousand classes."""
@@ -33,20 +33,6 @@ class Entry(Config):
     data_offsets: Annotated[tuple[Count, Count], Field(strict=False)]
 
 
-def check_regular(path: Path) -> None:
-    """Refuse what is no file, for example a pipe that nobody writes to; links are followed.
-
-    Raises:
-        FileNotFoundError: if there is nothing.
-        ValueError: saying what there is.
-    """
-    mode = path.stat().st_mode
-    if stat.S_ISREG(mode):
-        return
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    raise ValueError(f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
-
-
 def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """The tensors that a file says it holds, and its texts by name.
 
@@ -58,7 +44,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         ValueError: if it is no file, or its header is not one that safetensors writes, or
             says another size than the file has.
     """
-    check_regular(path)
+    regular(path.resolve())
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
