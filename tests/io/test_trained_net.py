@@ -339,7 +339,7 @@ DIGITS = {"name": "digits_cnn", "width": 3, "hidden": 5}
     [
         (
             {"architecture": DIGITS | {"width": 10**9}},
-            "width: Input should be less than or equal to 4096",
+            "width: Input should be less than or equal",
         ),
         ({"architecture": DIGITS | {"width": True}}, "width: Input should be a valid integer"),
         ({"architecture": DIGITS | {"hidden": 6}}, r"its net takes F32 \(6, 294\)"),
@@ -347,7 +347,7 @@ DIGITS = {"name": "digits_cnn", "width": 3, "hidden": 5}
         ({"num_classes": 5, "label_map": None}, r"its net takes F32 \(5, 5\)"),
         (
             {"num_classes": 10**9, "label_map": None},
-            "num_classes: Input should be less than or equal to 1000000,",
+            "num_classes: Input should be less than or",
         ),
         ({"image_shape": [10**9, 12, 12]}, "image_shape.0: Input should be less than"),
         ({"image_shape": [1, 12, 10**9]}, "image_shape.2: Input should be less than"),
