@@ -5,6 +5,7 @@ has to be refused before its first node, in one line that names the file. A few 
 user does it, as processes of their own.
 """
 
+import itertools
 import os
 import random
 import shutil
@@ -15,8 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kedro.framework.context import KedroContext
+from kedro.framework.session import KedroSession
+from kedro.framework.startup import bootstrap_project
+from kedro.io import DatasetError
 from overhead import project_copy
 from PIL import Image
+
+from counterdoor.hooks import PreflightHooks
 
 SMALL = {
     "warmup": {"recipe": {"epochs": 1}},
@@ -39,10 +46,6 @@ class Target:
     def sidecar(self) -> Path:
         """The file with its checksum."""
         return self.file.with_name(f"{self.file.name}.sha256")
-
-
-class ReachedError(Exception):
-    """The check has passed: the first node would run now."""
 
 
 Damage = Callable[[Target, list[Target], random.Random], Path | None]
@@ -195,48 +198,38 @@ def params(values: Any, prefix: str = "") -> str:
     return ",".join(params(value, f"{prefix}{key}.") for key, value in values.items())
 
 
-def targets(project: Path) -> list[Target]:
+def targets(context: KedroContext) -> list[Target]:
     """Every artifact on disk that a node of the experiment or the export reads."""
     from kedro.framework.project import pipelines
-    from kedro.framework.session import KedroSession
 
-    with KedroSession.create(project, runtime_params=SMALL) as session:
-        catalog = session.load_context().catalog
-        found: dict[str, Target] = {}
-        for pipeline in ("__default__", "export"):
-            for node in pipelines[pipeline].nodes:
-                for name in node.inputs:
-                    if name.startswith("param") or name in found or not catalog.exists(name):
-                        continue
-                    file = Path(catalog[name]._get_load_path())
-                    found[name] = Target(name, file, pipeline, node.name)
+    catalog = context.catalog
+    found: dict[str, Target] = {}
+    for pipeline in ("__default__", "export"):
+        for node in pipelines[pipeline].nodes:
+            for name in node.inputs:
+                if name.startswith("param") or name in found or not catalog.exists(name):
+                    continue
+                file = Path(catalog[name]._get_load_path())
+                found[name] = Target(name, file, pipeline, node.name)
     return [found[name] for name in sorted(found)]
 
 
-def refusal(project: Path, target: Target) -> str:
-    """What the check before a run of the node that needs it says.
+def refusal(context: KedroContext, target: Target) -> str | None:
+    """What the check before a run of the node that needs it says; None if it says nothing."""
+    from kedro.framework.project import pipelines
 
-    Raises:
-        ReachedError: if it says nothing.
-    """
-    from kedro.framework.session import KedroSession
-    from kedro.io import DatasetError
-    from kedro.runner import SequentialRunner
-
-    class Stop(SequentialRunner):
-        def run(self, *_: Any, **__: Any) -> Any:
-            raise ReachedError
-
-    with KedroSession.create(project, runtime_params=SMALL) as session:
-        try:
-            session.run(pipeline_names=[target.pipeline], node_names=[target.node], runner=Stop())
-        except DatasetError as error:
-            return str(error)
-    raise ReachedError
+    needing = pipelines[target.pipeline].only_nodes(target.node)
+    try:
+        PreflightHooks().before_pipeline_run({}, needing, context.catalog)
+    except DatasetError as error:
+        return str(error)
+    return None
 
 
-def judged(said: str, named: Path) -> str | None:
+def judged(said: str | None, named: Path) -> str | None:
     """What is wrong with a refusal, or None."""
+    if said is None:
+        return "not found: the first node would have run"
     if "\n" in said:
         return f"the refusal has {len(said.splitlines())} lines: {said!r}"
     if str(named) not in said:
@@ -244,20 +237,20 @@ def judged(said: str, named: Path) -> str | None:
     return None if "run again the pipeline that makes it" in said else f"no remedy: {said}"
 
 
-def trial(project: Path, target: Target, others: list[Target], damage: Damage, seed: int) -> Any:
-    """Damage, try, restore: the outcome, or False if this damage cannot be done to it."""
-    kept = project / "kept"
+def trial(
+    context: KedroContext, target: Target, others: list[Target], damage: Damage, seed: int
+) -> tuple[bool, str | None]:
+    """Damage, try, restore: whether the damage can be done to it, and what was wrong."""
     versions = target.file.parents[1]
+    kept = Path(context.project_path) / "kept"
     shutil.copytree(versions, kept)
     try:
         named = damage(target, others, random.Random(seed))
         if named is None:
-            return False
-        return judged(refusal(project, target), named)
-    except ReachedError:
-        return "not found: the first node would have run"
+            return False, None
+        return True, judged(refusal(context, target), named)
     except Exception as error:
-        return f"{type(error).__name__}: {error}".replace("\n", " ")
+        return True, f"{type(error).__name__}: {error}".replace("\n", " ")
     finally:
         shutil.rmtree(versions)
         kept.rename(versions)
@@ -290,28 +283,22 @@ def as_a_user(project: Path, target: Target, damage: Damage, command: list[str])
 
 def attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
     """Each damage of each artifact, then further bit flips up to ``least``, then a few commands."""
-    from kedro.framework.startup import bootstrap_project
-
     project = project_copy(work / "project")
     finished(project)
     bootstrap_project(project)
-    found = targets(project)
+    with KedroSession.create(project, runtime_params=SMALL) as session:
+        context = session.load_context()
+    found = targets(context)
     for target in {(each.pipeline, each.node): each for each in found}.values():
-        try:
-            said = refusal(project, target)
-        except ReachedError:
-            continue
-        raise SystemExit(f"undamaged, and refused: {said}")
+        if said := refusal(context, target):
+            raise SystemExit(f"undamaged, and refused: {said}")
     tried = 0
     rounds: list[list[Damage]] = [DAMAGES]
     for number, damages in enumerate(rounds):
-        for damage in damages:
-            for target in found:
-                others = [each for each in found if each is not target]
-                seed = len(DAMAGES) * tried + number
-                wrong = trial(project, target, others, damage, seed)
-                if wrong is False:
-                    continue
+        for seed, (damage, target) in enumerate(itertools.product(damages, found)):
+            others = [each for each in found if each is not target]
+            done, wrong = trial(context, target, others, damage, 10_000 * number + seed)
+            if done:
                 tried += 1
                 yield f"{damage.__name__} {target.name}", wrong
         if tried < least:
