@@ -241,8 +241,7 @@ def ingested(other, project, first):
     """A copy with what the first two stages made, and no run tracked yet."""
     for path in project.files(first):
         if path.parts[0] in ("01_raw", "02_intermediate"):
-            (other.path / "data" / path).parent.mkdir(parents=True)
-            copy(project.path / "data" / path, other.path / "data" / path)
+            copytree((project.path / "data" / path).parent, (other.path / "data" / path).parent)
     return other
 
 
