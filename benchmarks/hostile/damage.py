@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kedro.framework.context import KedroContext
 from kedro.framework.session import KedroSession
 from kedro.framework.startup import bootstrap_project
-from kedro.io import DatasetError
+from kedro.io import DataCatalog, DatasetError
+from kedro.io.core import is_parameter
 from overhead import project_copy
 from PIL import Image
 
@@ -198,11 +198,10 @@ def params(values: Any, prefix: str = "") -> str:
     return ",".join(params(value, f"{prefix}{key}.") for key, value in values.items())
 
 
-def targets(context: KedroContext) -> list[Target]:
+def targets(catalog: DataCatalog) -> list[Target]:
     """Every artifact on disk that a node of the experiment or the export reads."""
     from kedro.framework.project import pipelines
 
-    catalog = context.catalog
     found: dict[str, Target] = {}
     for pipeline in ("__default__", "export"):
         for node in pipelines[pipeline].nodes:
@@ -214,13 +213,16 @@ def targets(context: KedroContext) -> list[Target]:
     return [found[name] for name in sorted(found)]
 
 
-def refusal(context: KedroContext, target: Target) -> str | None:
+def refusal(catalog: DataCatalog, target: Target) -> str | None:
     """What the check before a run of the node that needs it says; None if it says nothing."""
     from kedro.framework.project import pipelines
 
     needing = pipelines[target.pipeline].only_nodes(target.node)
+    for name in needing.inputs():
+        if not is_parameter(name):
+            catalog.release(name)  # so that versions are looked for anew
     try:
-        PreflightHooks().before_pipeline_run({}, needing, context.catalog)
+        PreflightHooks().before_pipeline_run({}, needing, catalog)
     except DatasetError as error:
         return str(error)
     return None
@@ -238,17 +240,17 @@ def judged(said: str | None, named: Path) -> str | None:
 
 
 def trial(
-    context: KedroContext, target: Target, others: list[Target], damage: Damage, seed: int
+    catalog: DataCatalog, target: Target, others: list[Target], damage: Damage, seed: int
 ) -> tuple[bool, str | None]:
     """Damage, try, restore: whether the damage can be done to it, and what was wrong."""
     versions = target.file.parents[1]
-    kept = Path(context.project_path) / "kept"
+    kept = versions.with_name(f"{versions.name}.kept")
     shutil.copytree(versions, kept)
     try:
         named = damage(target, others, random.Random(seed))
         if named is None:
             return False, None
-        return True, judged(refusal(context, target), named)
+        return True, judged(refusal(catalog, target), named)
     except Exception as error:
         return True, f"{type(error).__name__}: {error}".replace("\n", " ")
     finally:
@@ -287,17 +289,17 @@ def attempts(work: Path, least: int) -> Iterator[tuple[str, str | None]]:
     finished(project)
     bootstrap_project(project)
     with KedroSession.create(project, runtime_params=SMALL) as session:
-        context = session.load_context()
-    found = targets(context)
+        catalog = session.load_context().catalog
+    found = targets(catalog)
     for target in {(each.pipeline, each.node): each for each in found}.values():
-        if said := refusal(context, target):
+        if said := refusal(catalog, target):
             raise SystemExit(f"undamaged, and refused: {said}")
     tried = 0
     rounds: list[list[Damage]] = [DAMAGES]
     for number, damages in enumerate(rounds):
         for seed, (damage, target) in enumerate(itertools.product(damages, found)):
             others = [each for each in found if each is not target]
-            done, wrong = trial(context, target, others, damage, 10_000 * number + seed)
+            done, wrong = trial(catalog, target, others, damage, 10_000 * number + seed)
             if done:
                 tried += 1
                 yield f"{damage.__name__} {target.name}", wrong
