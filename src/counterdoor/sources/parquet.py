@@ -405,10 +405,11 @@ def _read_labels(file: Path, column: str) -> tuple[np.ndarray, list[Any]]:
     whole = labels.unify_dictionaries().combine_chunks()
     if isinstance(whole, pa.ChunkedArray):
         whole = whole.chunk(0)
-    return (
-        whole.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64),
-        [value_of(each) for each in whole.dictionary],
-    )
+    codes = whole.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    values = [value_of(each) for each in whole.dictionary]
+    if len(codes) and not -1 <= codes.min() <= codes.max() < len(values):
+        raise IndexError("labels that its dictionary has not")
+    return codes, values
 
 
 def _is_label(kind: Any) -> bool:
@@ -495,7 +496,7 @@ def _readable(file: Path) -> Iterator[None]:
         yield
     except (
         *(pa.ArrowException, OSError, MemoryError, OverflowError),
-        *(KeyError, UnicodeDecodeError),  # of columns that footer and schema call differently
+        *(LookupError, UnicodeDecodeError),  # of parts that do not go together
     ) as error:
         told = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(_damaged(file, told)) from error
