@@ -19,6 +19,7 @@ WITH_KEDRO = (
     "cli",
     "comparison_page",
     "config",
+    "given",
     "hooks",
     "io",
     "pipeline_registry",
