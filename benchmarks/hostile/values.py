@@ -27,7 +27,7 @@ from counterdoor.settings import CONFIG_LOADER_ARGS, CONFIG_LOADER_CLASS
 
 ROOT = Path(__file__).resolve().parents[2]
 
-EVERY = 25
+EVERY = 100
 """Of so many values one is tried with the whole configuration as well."""
 
 NAN, INFINITE = float("nan"), float("inf")
