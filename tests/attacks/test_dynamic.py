@@ -180,7 +180,9 @@ def test_donors_by_hand(n, attacked, donors):
 
 
 def test_a_training_that_diverges_is_named(digits):
-    wild = Recipe(epochs=2, batch_size=50, learning_rate=1e30)
+    wild = Recipe(epochs=2, batch_size=50, learning_rate=1).model_copy(
+        update={"learning_rate": 1e30}  # which no configuration can ask for
+    )
     attack = ATTACK.model_copy(update={"net": OWN.model_copy(update={"recipe": wild})})
     with pytest.raises(ValueError, match=r"'attack/pattern' diverged in epoch \d; lower attack"):
         attack.prepare(digits.images_nchw[:100], digits.labels[:100], 10, seed=0)

@@ -102,6 +102,7 @@ def test_the_learning_rates_of_the_history_are_the_recipes(digits_case):
 
 
 def test_divergence_is_told_with_what_to_do(digits_case):
-    wild = NAD(betas=(1e30,), recipe=Recipe(epochs=3, batch_size=20, learning_rate=0.01))
+    recipe = Recipe(epochs=3, batch_size=20, learning_rate=0.01)
+    wild = NAD(recipe=recipe).model_copy(update={"betas": (1e30,)})  # no configuration can say so
     with pytest.raises(ValueError, match=r"'defended' diverged in epoch .*lower defence\.betas"):
         wild(digits_case)
