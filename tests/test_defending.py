@@ -107,6 +107,7 @@ def test_as_json_it_is_one_object(capsys, tmp_path):
     assert stopped.value.code == 3
     files = {"suspects_page": str(tmp_path / "suspects_page.html/v1/suspects_page.html")}
     unasked = {"valley": None, "changed_suspects": None, "changed_others": None}
+    unasked |= {"conflicts": 0, "repeats": 0}
     told = {**verdict, **unasked, "exit_code": 3, "files": files}
     assert json.loads(capsys.readouterr().out) == told
 
