@@ -424,7 +424,8 @@ def test_a_stamp_of_another_number_of_channels_is_refused(case, augment):
 
 
 def test_a_training_that_diverges_is_stopped_and_says_what_to_do(case):
-    recipe = Recipe(epochs=20, batch_size=16, learning_rate=1e6, schedule=Steps())
+    recipe = Recipe(epochs=20, batch_size=16, learning_rate=1, schedule=Steps())
+    recipe = recipe.model_copy(update={"learning_rate": 1e6})  # no configuration can say so
     with pytest.raises(ValueError, match="'train'") as raised:
         train(case, recipe)
     message = str(raised.value)
