@@ -9,6 +9,7 @@ import pytest
 from counterdoor import defending
 from counterdoor.defending import answering, spelt_out
 from counterdoor.forecast import Forecast, Training
+from counterdoor.hooks import KnownHooks
 from counterdoor.recipe import Recipe
 
 UNKNOWN = {
@@ -114,8 +115,8 @@ def test_as_json_it_is_one_object(capsys, tmp_path):
 
 @pytest.fixture
 def known(monkeypatch):
-    hooks = defending.KnownHooks()
-    monkeypatch.setattr(defending, "KNOWN", hooks)
+    hooks = KnownHooks()
+    monkeypatch.setattr("counterdoor.hooks.KNOWN", hooks)
     return hooks
 
 

@@ -22,6 +22,7 @@ WITH_KEDRO = (
     "given",
     "hooks",
     "io",
+    "origins",
     "pipeline_registry",
     "settings",
     "results",

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from kedro.framework.hooks import hook_impl
 
 from counterdoor.component import LARGEST
 from counterdoor.refusal import shown
@@ -35,9 +34,6 @@ SHOWN = {
     "model_card": ("model_card.md", "its card"),
 }
 """What the answer points to: its file, and what people call it."""
-
-KEPT = ("verdict", "stamp_effect", "self_test", "suspects_page")
-"""The data sets that the answer is made of, and that whose place is told at once."""
 
 EXPORT_SECONDS = 20.0
 """What the exports and their copies take, about, whatever the data."""
@@ -172,6 +168,8 @@ def answering(command: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 made = command(*args, **kwargs)
             except Exception as error:
+                from counterdoor.hooks import KNOWN
+
                 if "defend" in selected and "verdict" in KNOWN.datasets:
                     _tell(KNOWN.datasets, as_json, failed=error)
                 raise
@@ -374,39 +372,6 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-class KnownHooks:
-    """Keeps what a run has found out so far, and says the verdict as soon as it is known."""
-
-    def __init__(self) -> None:
-        self.datasets: dict[str, Any] = {}
-        """Of :data:`KEPT`, what the run in progress, or the last one, has saved."""
-        self._catalog: Any = None
-
-    @hook_impl
-    def before_pipeline_run(self, catalog: Any) -> None:
-        """Begin anew."""
-        self.datasets, self._catalog = {}, catalog
-
-    @hook_impl
-    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
-        """Keep it, and say what people wait for."""
-        if dataset_name not in KEPT or self._catalog is None:
-            return
-        dataset = self.datasets[dataset_name] = self._catalog[dataset_name]
-        told = logging.getLogger("counterdoor")
-        if dataset_name == "verdict":
-            from counterdoor.verdict import Verdict
-
-            verdict = Verdict.model_validate(data)
-            told.info("%s %s", verdict.words, " ".join(verdict.reasons))
-        elif dataset_name == "suspects_page":
-            told.info("the suspects: %s", dataset._get_load_path())
-
-
-KNOWN = KnownHooks()
-"""The hooks of this process."""
 
 
 def _tell(made: Mapping[str, Any], as_json: bool, failed: Exception | None = None) -> int:

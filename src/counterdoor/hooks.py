@@ -324,3 +324,40 @@ class CheckpointHooks:
     def on_pipeline_error(self, error: Exception) -> None:
         """Leave the checkpoints for the next attempt."""
         self._saving.close()
+
+
+KEPT = ("verdict", "stamp_effect", "self_test", "suspects_page")
+"""The data sets that the answer is made of, and that whose place is told at once."""
+
+
+class KnownHooks:
+    """Keeps what a run has found out so far, and says the verdict as soon as it is known."""
+
+    def __init__(self) -> None:
+        self.datasets: dict[str, Any] = {}
+        """Of :data:`KEPT`, what the run in progress, or the last one, has saved."""
+        self._catalog: Any = None
+
+    @hook_impl
+    def before_pipeline_run(self, catalog: Any) -> None:
+        """Begin anew."""
+        self.datasets, self._catalog = {}, catalog
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+        """Keep it, and say what people wait for."""
+        if dataset_name not in KEPT or self._catalog is None:
+            return
+        dataset = self.datasets[dataset_name] = self._catalog[dataset_name]
+        told = logging.getLogger("counterdoor")
+        if dataset_name == "verdict":
+            from counterdoor.verdict import Verdict
+
+            verdict = Verdict.model_validate(data)
+            told.info("%s %s", verdict.words, " ".join(verdict.reasons))
+        elif dataset_name == "suspects_page":
+            told.info("the suspects: %s", dataset._get_load_path())
+
+
+KNOWN = KnownHooks()
+"""The hooks of this process."""

@@ -3,8 +3,7 @@
 import warnings
 
 from counterdoor.config import VariantConfigLoader
-from counterdoor.defending import KNOWN
-from counterdoor.hooks import CheckpointHooks, PathHooks, PreflightHooks, ProgressHooks
+from counterdoor.hooks import KNOWN, CheckpointHooks, PathHooks, PreflightHooks, ProgressHooks
 from counterdoor.origins import OriginHooks
 from counterdoor.tracking import TrackingHooks
 

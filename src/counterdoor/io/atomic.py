@@ -105,13 +105,11 @@ class ReadableErrors:
         try:
             if self._version is not None:
                 checksum.verify(path)
-            else:
-                checksum.regular(path.resolve())
             return super().load.__wrapped__(self)  # type: ignore[misc]
         except DatasetError:
             raise
         except Exception as error:
-            if not _is_version(path):
+            if self._version is not None and not _is_version(path):
                 there = _versions(path.parents[1])[::-1]
                 raise DatasetError(
                     f"{path.name} has no version {path.parent.name}; "
