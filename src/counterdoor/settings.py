@@ -10,9 +10,10 @@ from counterdoor.tracking import TrackingHooks
 # Kedro still calls a function by a name that OmegaConf 2.4 gave up.
 warnings.filterwarnings("ignore", message=r"register_new_resolver\(\) is deprecated")
 
+# Of those that want to be first the last is: damage is told before what it seems to mean.
 HOOKS = (
-    PreflightHooks(),
     OriginHooks(),
+    PreflightHooks(),
     TrackingHooks(),
     ProgressHooks(),
     PathHooks(),
