@@ -35,8 +35,8 @@ SHOWN = {
 }
 """What the answer points to: its file, and what people call it."""
 
-EXPORT_SECONDS = 20.0
-"""What the exports and their copies take, about, whatever the data."""
+EXPORT_SECONDS = 30.0
+"""What the exports, the trial of them and their copies take, about, whatever the data."""
 
 OPTIONS: list[click.Parameter] = [
     click.Option(
