@@ -152,15 +152,18 @@ def test_a_run_that_fails_later_gives_its_verdict_all_the_same(capsys, tmp_path,
 
 
 def test_a_run_that_fails_before_there_is_a_verdict_tells_none(capsys, tmp_path, known):
-    known.datasets = {"verdict": Made({}, tmp_path)}  # of a run before
+    def refused(**given):
+        raise ValueError("no")
 
-    def command(**given):
+    def begun(**given):
         known.before_pipeline_run({})
         raise ValueError("no")
 
-    with pytest.raises(ValueError, match="no"):
-        answering(command)(pipelines=["defend"], params={})
-    assert capsys.readouterr().out == ""
+    for command in (refused, begun):
+        known.datasets = {"verdict": Made({}, tmp_path)}  # of a run before
+        with pytest.raises(ValueError, match="no"):
+            answering(command)(pipelines=["defend"], params={})
+        assert capsys.readouterr().out == ""
 
 
 def test_what_the_stamp_changes_is_told_with_the_verdict(capsys, tmp_path):

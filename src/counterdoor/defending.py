@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,14 +165,8 @@ def answering(command: Callable[..., Any]) -> Callable[..., Any]:
                 told = {"minutes": limit, "content_hash": hashed, "epochs": epochs}
                 note.write_text(json.dumps(told))
                 kwargs["params"] = _with_epochs(params, epochs or {})
-            try:
+            with _telling_what_is_known(as_json) if "defend" in selected else nullcontext():
                 made = command(*args, **kwargs)
-            except Exception as error:
-                from counterdoor.hooks import KNOWN
-
-                if "defend" in selected and "verdict" in KNOWN.datasets:
-                    _tell(KNOWN.datasets, as_json, failed=error)
-                raise
         note.unlink(missing_ok=True)
         if "defend" in selected and "verdict" in made:
             sys.exit(_tell(made, as_json))
@@ -181,6 +175,20 @@ def answering(command: Callable[..., Any]) -> Callable[..., Any]:
         return made
 
     return wrapper
+
+
+@contextmanager
+def _telling_what_is_known(as_json: bool) -> Iterator[None]:
+    """If the block fails, tell the verdict that its run has reached by then."""
+    from counterdoor.hooks import KNOWN
+
+    KNOWN.datasets = {}  # of another run of this process
+    try:
+        yield
+    except Exception as error:
+        if "verdict" in KNOWN.datasets:
+            _tell(KNOWN.datasets, as_json, failed=error)
+        raise
 
 
 def _positive(minutes: Any) -> float:
