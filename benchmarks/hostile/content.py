@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES, EACH, SIZE = ("ant", "bee", "cow"), 12, 14
+VERSION = "2026-01-01T00.00.00.000Z"
 SMALL_NET = {
     "model": {"name": "digits_cnn", "width": 1, "hidden": 4},
     "recipe": {"epochs": 1, "batch_size": 16, "learning_rate": 0.01},
@@ -216,7 +217,7 @@ def reused(
     folder = work / "folder"
     fill(folder)
     before = read(folder)
-    place = {"filepath": str(work / "kept.safetensors"), "version": Version(None, "1")}
+    place = {"filepath": str(work / "kept.safetensors"), "version": Version(None, VERSION)}
     TensorsDataset(**place).save(dict(make(before, None)))
     change(folder)
     after = read(folder)
